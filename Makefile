@@ -1,0 +1,61 @@
+# Two verbs to know: `make run` and `make test`. Both prepare everything they need.
+PY ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+UV := .tools/bin/uv
+BIN := .venv/bin
+export UV_PYTHON_DOWNLOADS := never
+
+.PHONY: help setup run demo psql test check proto fmt lock clean
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+.venv/.ok: requirements-dev.lock pyproject.toml
+	@test -n "$(PY)" || { echo "Python 3.11 or newer is needed; none was found. Install it, or name one: make $(MAKECMDGOALS) PY=/path/to/python3"; exit 1; }
+	@if command -v uv >/dev/null 2>&1; then mkdir -p .tools/bin && ln -sf "$$(command -v uv)" $(UV); \
+	 else test -x $(UV) || $(PY) -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target .tools uv==0.13.8 || true; fi
+	@if test -x $(UV); then \
+	   $(UV) venv --quiet --allow-existing --python "$(PY)" .venv \
+	   && $(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.lock; \
+	 else \
+	   $(PY) -m venv .venv || { echo "This Python has neither pip nor venv; on Debian: apt-get install python3-venv"; exit 1; }; \
+	   $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock; \
+	 fi
+	@$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "billing-suite.pth").write_text("$(CURDIR)\n$(CURDIR)/gen\n")'
+	@touch $@
+
+setup: .venv/.ok ## create .venv from the hashed lock
+
+run: .venv/.ok ## start the whole suite: Postgres, the four rooms, the Razorpay sandbox
+	@$(BIN)/python -m suite run
+
+demo: .venv/.ok ## tell the main job as a story against a running suite, or start one
+	@$(BIN)/python -m suite demo
+
+psql: .venv/.ok ## open psql as the operator role on the running suite
+	@$(BIN)/python -m suite psql
+
+test: .venv/.ok ## run every test
+	@$(BIN)/python -m pytest -q
+
+check: .venv/.ok ## lint contracts and code, check types
+	@$(BIN)/buf format -d --exit-code proto
+	@$(BIN)/buf lint
+	@$(BIN)/buf breaking --against proto/baseline.binpb
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+proto: .venv/.ok ## generate gen/ from proto/
+	@$(BIN)/python -m suite.codegen gen
+
+fmt: .venv/.ok ## format contracts and code
+	@$(BIN)/buf format -w proto
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock: ## resolve the locks anew (needs uv)
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements.lock
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --group dev -o requirements-dev.lock
+
+clean: ## remove the environment and the embedded database of this checkout
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python -m suite clean,true)
+	@rm -rf .venv .tools
