@@ -1,0 +1,47 @@
+"""Settings from the environment: read once, checked together, secrets never shown."""
+
+import sys
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Base of every settings class: a field `ledger_listen` is the variable LEDGER_LISTEN."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+
+class RoomSettings(Settings):
+    """What every room needs."""
+
+    gateway_secret: SecretStr = Field(min_length=16, description="key of internal services")
+    operator_secret: SecretStr = Field(min_length=16, description="key of operators: Admin services")
+    room_secret: SecretStr = Field(min_length=16, description="key of rooms among themselves")
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    reflection: bool = Field(default=True, description="serve reflection to holders of any key")
+    billing_test_clock: Path | None = Field(default=None, description="file with an offset in seconds")
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+def load(settings: type[AnySettings], **overrides: Any) -> AnySettings:
+    """The settings, or the end of the process with one message that names every missing or wrong variable."""
+    try:
+        return settings(**overrides)
+    except ValidationError as error:
+        sys.exit(explain(error))
+
+
+def explain(error: ValidationError) -> str:
+    """One line for each setting, with the fix and never the value."""
+    lines = ["The settings are not complete:"]
+    for problem in error.errors(include_input=False, include_url=False):
+        name = "_".join(str(part) for part in problem["loc"]).upper()
+        missing = problem["type"] == "missing"
+        lines.append(f"  {name} {'is not set' if missing else 'is wrong: ' + problem['msg']}")
+    lines.append("Set them in the environment and start again.")
+    return "\n".join(lines)

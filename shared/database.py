@@ -1,0 +1,86 @@
+"""PostgreSQL for rooms: one engine, explicit transactions, and a guard against calls made inside one."""
+
+import contextvars
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from shared import errors
+
+_inside: contextvars.ContextVar[bool] = contextvars.ContextVar("inside_transaction", default=False)
+
+EMBEDDED_CLUSTER_NAME = "billing-embedded"
+
+
+def create_engine(url: str, *, application_name: str, pool_size: int = 8) -> AsyncEngine:
+    """An engine whose sessions give up on locks, statements and idling, so that nobody waits for ever."""
+    return create_async_engine(
+        make_url(url).set(drivername="postgresql+psycopg"),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=2.0,
+        pool_pre_ping=True,
+        pool_recycle=1800,
+        connect_args={"application_name": application_name, "connect_timeout": 5, "options": session_options()},
+    )
+
+
+def session_options() -> str:
+    """Server-side limits of every session of a room."""
+    return (
+        "-c timezone=UTC -c statement_timeout=15s -c lock_timeout=5s"
+        " -c idle_in_transaction_session_timeout=15s -c client_connection_check_interval=2s"
+    )
+
+
+@asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """One READ COMMITTED transaction: committed at the end of the block, rolled back by any exception.
+
+    Network calls made inside it fail loudly (`assert_no_transaction`): an effect elsewhere is a row here first.
+    """
+    if _inside.get():
+        raise AssertionError("a transaction inside a transaction: the inner one would commit on its own")
+    async with engine.begin() as db:
+        token = _inside.set(True)
+        try:
+            yield db
+        finally:
+            _inside.reset(token)
+
+
+def assert_no_transaction(what: str) -> None:
+    """Called first by everything that leaves the process."""
+    if _inside.get():
+        raise AssertionError(f"{what} inside a transaction: write a task row and call after the commit")
+
+
+def lost_race(error: IntegrityError, constraint: str) -> bool:
+    """Whether a unique constraint, by name, was what refused the write."""
+    diagnostics = getattr(error.orig, "diag", None)
+    return getattr(diagnostics, "constraint_name", None) == constraint
+
+
+def as_billing_error(error: DBAPIError) -> errors.BillingError:
+    """What a database failure means to a caller; details stay in the log.
+
+    Sources: PostgreSQL Appendix A. Only failures that surely rolled back are definite.
+    """
+    sqlstate = getattr(error.orig, "sqlstate", None) or ""
+    if sqlstate in {"40001", "40P01", "55P03"}:
+        return errors.Aborted("another change was in the way; try again")
+    if error.connection_invalidated or sqlstate[:2] in {"", "08", "53", "57", "58"}:
+        return errors.Unavailable("the database did not answer; ask again with the same key")
+    return errors.Internal("internal error")
+
+
+async def refuse_test_clock_elsewhere(engine: AsyncEngine) -> None:
+    """Ends the start-up unless the database is the embedded one: a moved clock must never meet real money."""
+    async with engine.connect() as db:
+        name = (await db.execute(text("SHOW cluster_name"))).scalar_one()
+    if name != EMBEDDED_CLUSTER_NAME:
+        raise SystemExit("BILLING_TEST_CLOCK is set, but the database is not the embedded one: unset it")

@@ -1,0 +1,138 @@
+"""Every category of refusal. Servicers raise these; one interceptor maps them to a status, another maps it back.
+
+    BillingError
+    ├── InvalidArgument      malformed; names every field         never remembered
+    ├── Unauthenticated      no or a wrong key
+    ├── PermissionDenied     a key that may not call this service
+    ├── NotFound
+    ├── AlreadyExists
+    ├── FailedPrecondition   the state refuses; `reason` says which rule
+    ├── ResourceExhausted    shed or limited: nothing was done, try again later
+    ├── Aborted              lost a race: nothing was done, try again
+    ├── Unavailable          ─┐
+    ├── DeadlineExceeded      ├ unknown outcome: ask again with the same idempotency key
+    └── Internal             ─┘
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+type_of_value = str | int
+
+
+class BillingError(Exception):
+    """A refusal that a caller can act on: a stable `reason`, a sentence for a person, values as metadata."""
+
+    code: ClassVar[str] = "INTERNAL"
+    reason: str = "INTERNAL"
+    # False: the effect may or may not have happened, so the caller asks again with the same key.
+    definite: ClassVar[bool] = True
+
+    def __init__(self, message: str, *, reason: str | None = None, **metadata: type_of_value) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = {name: str(value) for name, value in metadata.items()}
+        if reason is not None:
+            self.reason = reason
+
+
+class InvalidArgument(BillingError):
+    """Malformed input. `violations` lists (field, what is wrong and the fix) for every field at once."""
+
+    code = "INVALID_ARGUMENT"
+    reason = "INVALID_ARGUMENT"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        violations: Sequence[tuple[str, str]] = (),
+        reason: str | None = None,
+        **metadata: type_of_value,
+    ) -> None:
+        super().__init__(message, reason=reason, **metadata)
+        self.violations = tuple(violations)
+
+
+class Unauthenticated(BillingError):
+    code = "UNAUTHENTICATED"
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(BillingError):
+    code = "PERMISSION_DENIED"
+    reason = "PERMISSION_DENIED"
+
+
+class NotFound(BillingError):
+    code = "NOT_FOUND"
+    reason = "NOT_FOUND"
+
+
+class AlreadyExists(BillingError):
+    code = "ALREADY_EXISTS"
+    reason = "ALREADY_EXISTS"
+
+
+class FailedPrecondition(BillingError):
+    code = "FAILED_PRECONDITION"
+    reason = "FAILED_PRECONDITION"
+
+
+class ResourceExhausted(BillingError):
+    """Refused before anything was done; the answer carries RetryInfo."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "RESOURCE_EXHAUSTED"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_seconds: float = 1.0,
+        reason: str | None = None,
+        **metadata: type_of_value,
+    ) -> None:
+        super().__init__(message, reason=reason, **metadata)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Aborted(BillingError):
+    code = "ABORTED"
+    reason = "ABORTED"
+
+
+class Unavailable(BillingError):
+    code = "UNAVAILABLE"
+    reason = "UNAVAILABLE"
+    definite = False
+
+
+class DeadlineExceeded(BillingError):
+    code = "DEADLINE_EXCEEDED"
+    reason = "DEADLINE_EXCEEDED"
+    definite = False
+
+
+class Internal(BillingError):
+    code = "INTERNAL"
+    reason = "INTERNAL"
+    definite = False
+
+
+BY_CODE: dict[str, type[BillingError]] = {
+    category.code: category
+    for category in (
+        InvalidArgument,
+        Unauthenticated,
+        PermissionDenied,
+        NotFound,
+        AlreadyExists,
+        FailedPrecondition,
+        ResourceExhausted,
+        Aborted,
+        Unavailable,
+        DeadlineExceeded,
+        Internal,
+    )
+}
