@@ -33,7 +33,8 @@ def generate(into: Path) -> None:
         f"--python_out={into}",
         f"--grpc_python_out={into}",
         f"--mypy_out=quiet:{into}",
-        f"--mypy_grpc_out=quiet,only_async:{into}",
+        # Concrete, because a servicer may leave an RPC out: gRPC then answers UNIMPLEMENTED for it.
+        f"--mypy_grpc_out=quiet,only_async,generate_concrete_servicer_stubs:{into}",
         *contracts,
         VALIDATION,
     ]

@@ -6,7 +6,6 @@ Facts that a payment provider reported, in our words. Callers: the webhooks room
 from billing.subscriptions.v1 import payment_events_pb2 as _payment_events_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
-import abc as _abc_1
 
 
 GRPC_GENERATED_VERSION: str
@@ -22,10 +21,9 @@ class PaymentEventsServiceStub:
     never overwrites a newer one). The event, its effect and the tasks that follow from it commit together.
     """
 
-class PaymentEventsServiceServicer(metaclass=_abc_1.ABCMeta):
+class PaymentEventsServiceServicer:
     """Turns a provider's deliveries into what a tenant has paid for."""
 
-    @_abc_1.abstractmethod
     def ApplyPaymentEvent(
         self,
         request: _payment_events_pb2.ApplyPaymentEventRequest,
