@@ -4,7 +4,7 @@ UV := .tools/bin/uv
 BIN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup run demo psql test check proto fmt lock clean
+.PHONY: help setup run demo psql test check proto baseline fmt lock clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
@@ -39,13 +39,16 @@ test: .venv/.ok ## run every test
 check: .venv/.ok ## lint contracts and code, check types
 	@$(BIN)/buf format -d --exit-code proto
 	@$(BIN)/buf lint
-	@$(BIN)/buf breaking --against proto/baseline.binpb
+	@$(BIN)/buf breaking proto --against proto/baseline.binpb
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
 proto: .venv/.ok ## generate gen/ from proto/
 	@$(BIN)/python -m suite.codegen gen
+
+baseline: .venv/.ok ## make today's contracts the promise that `make check` holds later ones to
+	@$(BIN)/buf build proto --exclude-source-info -o proto/baseline.binpb
 
 fmt: .venv/.ok ## format contracts and code
 	@$(BIN)/buf format -w proto
