@@ -26,7 +26,9 @@ def offset() -> timedelta:
         if _cached is None or _cached[:2] != (path, changed_at):
             _cached = (path, changed_at, timedelta(seconds=float(Path(path).read_text() or 0)))
     except (OSError, ValueError) as error:
-        raise RuntimeError(f"BILLING_TEST_CLOCK: {path} must be a file that holds a number of seconds") from error
+        raise RuntimeError(
+            f"BILLING_TEST_CLOCK: {path} must be a file that holds a number of seconds"
+        ) from error
     return _cached[2]
 
 

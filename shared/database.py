@@ -25,7 +25,11 @@ def create_engine(url: str, *, application_name: str, pool_size: int = 8) -> Asy
         pool_timeout=2.0,
         pool_pre_ping=True,
         pool_recycle=1800,
-        connect_args={"application_name": application_name, "connect_timeout": 5, "options": session_options()},
+        connect_args={
+            "application_name": application_name,
+            "connect_timeout": 5,
+            "options": session_options(),
+        },
     )
 
 

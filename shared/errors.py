@@ -1,17 +1,17 @@
 """Every category of refusal. Servicers raise these; one interceptor maps them to a status, another maps it back.
 
-    BillingError
-    ├── InvalidArgument      malformed; names every field         never remembered
-    ├── Unauthenticated      no or a wrong key
-    ├── PermissionDenied     a key that may not call this service
-    ├── NotFound
-    ├── AlreadyExists
-    ├── FailedPrecondition   the state refuses; `reason` says which rule
-    ├── ResourceExhausted    shed or limited: nothing was done, try again later
-    ├── Aborted              lost a race: nothing was done, try again
-    ├── Unavailable          ─┐
-    ├── DeadlineExceeded      ├ unknown outcome: ask again with the same idempotency key
-    └── Internal             ─┘
+BillingError
+├── InvalidArgument      malformed; names every field         never remembered
+├── Unauthenticated      no or a wrong key
+├── PermissionDenied     a key that may not call this service
+├── NotFound
+├── AlreadyExists
+├── FailedPrecondition   the state refuses; `reason` says which rule
+├── ResourceExhausted    shed or limited: nothing was done, try again later
+├── Aborted              lost a race: nothing was done, try again
+├── Unavailable          ─┐
+├── DeadlineExceeded      ├ unknown outcome: ask again with the same idempotency key
+└── Internal             ─┘
 """
 
 from collections.abc import Sequence

@@ -10,7 +10,9 @@ def new_id(prefix: str) -> str:
     """`prefix_` and a UUIDv7 (RFC 9562) in 26 characters; ids made later sort later, to the millisecond."""
     milliseconds = time.time_ns() // 1_000_000
     random = int.from_bytes(os.urandom(10), "big")
-    value = milliseconds << 80 | 0x7 << 76 | (random >> 68 & 0xFFF) << 64 | 0b10 << 62 | random & (1 << 62) - 1
+    value = (
+        milliseconds << 80 | 0x7 << 76 | (random >> 68 & 0xFFF) << 64 | 0b10 << 62 | random & (1 << 62) - 1
+    )
     digits = []
     for _ in range(26):
         digits.append(_ALPHABET[value & 31])

@@ -1,0 +1,206 @@
+"""What every call passes before it reaches a servicer, in one interceptor: key, age, deadline, validation, errors, log."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, TypeAlias
+
+import grpc
+import psycopg
+from google.protobuf.message import Message
+from google.rpc import code_pb2
+from grpc_status import rpc_status
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from shared import database, errors, logs
+from shared.rpc import context, status, validation
+from shared.rpc.auth import Audience, Caller, Keyring, admit
+
+Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
+Behaviour: TypeAlias = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
+
+_OPEN = "grpc.health.v1.Health"
+_REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+# Python's gRPC reports "no deadline" as some 292 years.
+_NO_DEADLINE_SECONDS = 3600 * 24 * 365
+# Below this a call could not finish: refuse it before it does anything.
+_TOO_LATE_SECONDS = 0.02
+# A clock that differs by more than this says nothing about a request's age.
+_SKEW_SECONDS = 60
+
+_log = logs.get_logger()
+
+
+class Gate(grpc.aio.ServerInterceptor):
+    """Admits, bounds and translates every call; servicers only raise."""
+
+    def __init__(
+        self, *, room: str, keyring: Keyring, audiences: dict[str, Audience], shed_after_seconds: float
+    ) -> None:
+        self._domain = f"billing.{room}"
+        self._keyring = keyring
+        self._audiences = audiences
+        self._shed_after_seconds = shed_after_seconds
+        self._wrapped: dict[str, Handler | None] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        method = handler_call_details.method
+        service = method.rpartition("/")[0].lstrip("/")
+        if service == _OPEN:
+            return await continuation(handler_call_details)
+        try:
+            self._admit(service, _Headers(handler_call_details.invocation_metadata))
+        except errors.BillingError as refusal:
+            _log.warning("rpc", method=method, code=refusal.code, reason=refusal.reason)
+            return self._refuse(refusal)
+        if method not in self._wrapped:
+            self._wrapped[method] = self._wrap(method, await continuation(handler_call_details))
+        return self._wrapped[method]
+
+    def _admit(self, service: str, headers: "_Headers") -> Caller:
+        caller = self._keyring.caller(headers.get(context.KEY_HEADER))
+        if service not in _REFLECTION:
+            admit(caller, self._audiences.get(service), service)
+        return caller
+
+    def _refuse(self, refusal: errors.BillingError) -> Handler:
+        """A handler that answers the refusal without reading the request."""
+
+        async def answer(_request: Any, call: grpc.aio.ServicerContext[Any, Any]) -> None:
+            await self._abort(call, refusal, logs.new_request_id())
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+    def _wrap(self, method: str, handler: Handler | None) -> Handler | None:
+        if handler is None:
+            return None  # gRPC then answers UNIMPLEMENTED
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(
+                self._unary(method, handler.unary_unary),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        if handler.stream_stream:
+            return grpc.stream_stream_rpc_method_handler(
+                self._stream(method, handler.stream_stream),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        raise NotImplementedError(f"{method}: only unary and bidirectional calls are served")
+
+    def _unary(self, method: str, behaviour: Any) -> Behaviour:
+        async def serve(request: Message, call: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            headers = _Headers(call.invocation_metadata())
+            request_id = _begin(headers)
+            started_at = time.monotonic()
+            try:
+                self._shed_if_old(headers)
+                remaining = _remaining_seconds(call)
+                context.deadline.set(started_at + remaining)
+                validation.check(request)
+                async with asyncio.timeout(remaining):
+                    answer = await behaviour(request, call)
+            except Exception as error:
+                refusal = _as_billing_error(error, method)
+                _access(method, refusal.code, started_at, reason=refusal.reason)
+                await self._abort(call, refusal, request_id)
+            else:
+                _access(method, "OK", started_at)
+                return answer
+
+        return serve
+
+    def _stream(self, method: str, behaviour: Any) -> Callable[..., AsyncIterator[Any]]:
+        async def serve(
+            requests: AsyncIterator[Message], call: grpc.aio.ServicerContext[Any, Any]
+        ) -> AsyncIterator[Any]:
+            request_id = _begin(_Headers(call.invocation_metadata()))
+            started_at = time.monotonic()
+            try:
+                async for answer in behaviour(requests, call):
+                    yield answer
+            except Exception as error:
+                refusal = _as_billing_error(error, method)
+                _access(method, refusal.code, started_at, reason=refusal.reason)
+                await self._abort(call, refusal, request_id)
+
+        return serve
+
+    def _shed_if_old(self, headers: "_Headers") -> None:
+        sent = headers.get(context.SENT_HEADER)
+        if not isinstance(sent, str) or not sent.isdigit():
+            return
+        age_seconds = time.time() - int(sent) / 1000
+        if self._shed_after_seconds < age_seconds < _SKEW_SECONDS:
+            raise errors.ResourceExhausted(
+                "the server is behind; nothing was done, try again", reason="SHED", retry_after_seconds=1
+            )
+
+    async def _abort(
+        self, call: grpc.aio.ServicerContext[Any, Any], refusal: errors.BillingError, request_id: str
+    ) -> None:
+        rich = rpc_status.to_status(status.to_status(refusal, domain=self._domain, request_id=request_id))
+        await call.abort(rich.code, rich.details, rich.trailing_metadata)
+
+
+class _Headers:
+    """Metadata by lower-case name; of several values the first counts."""
+
+    def __init__(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> None:
+        self._values: dict[str, str | bytes] = {}
+        for name, value in metadata or ():
+            self._values.setdefault(name, value)
+
+    def get(self, name: str) -> str | bytes | None:
+        return self._values.get(name)
+
+
+def _begin(headers: _Headers) -> str:
+    given = headers.get(context.REQUEST_ID_HEADER)
+    request_id = given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else logs.new_request_id()
+    logs.request_id.set(request_id)
+    return request_id
+
+
+def _remaining_seconds(call: grpc.aio.ServicerContext[Any, Any]) -> float:
+    remaining: float | None = call.time_remaining()
+    if remaining is None or remaining > _NO_DEADLINE_SECONDS:
+        return context.DEFAULT_TIMEOUT_SECONDS
+    if remaining < _TOO_LATE_SECONDS:
+        raise errors.DeadlineExceeded("arrived too late to be answered")
+    return remaining
+
+
+def _as_billing_error(error: Exception, method: str) -> errors.BillingError:
+    match error:
+        case errors.BillingError():
+            return error
+        case TimeoutError():
+            return errors.DeadlineExceeded("the deadline passed; ask again with the same key")
+        case DBAPIError():
+            mapped = database.as_billing_error(error)
+        case PoolTimeout() | psycopg.OperationalError() | ConnectionError():
+            mapped = errors.Unavailable("the database did not answer; ask again with the same key")
+        case _:
+            mapped = errors.Internal("internal error")
+    _log.error("rpc_failed", method=method, error_type=type(error).__name__, exc_info=error)
+    return mapped
+
+
+def _access(method: str, code: str, started_at: float, **fields: str) -> None:
+    milliseconds = round((time.monotonic() - started_at) * 1000, 1)
+    write = _log.info if code in {"OK"} or code_pb2.Code.Value(code) in _CALLERS_FAULT else _log.warning
+    write("rpc", method=method, code=code, ms=milliseconds, **fields)
+
+
+_CALLERS_FAULT = frozenset(
+    code_pb2.Code.Value(name)
+    for name in ("INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION")
+)
