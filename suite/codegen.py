@@ -19,14 +19,14 @@ class CodegenError(Exception):
     """A contract does not compile; the message is the compiler's own, with file and line."""
 
 
-def generate(into: Path) -> None:
+def generate(into: Path, contracts: Path = CONTRACTS) -> None:
     """Fills an empty folder with the code of every contract."""
-    contracts = sorted(str(path.relative_to(CONTRACTS)) for path in CONTRACTS.rglob("*.proto"))
+    files = sorted(str(path.relative_to(contracts)) for path in contracts.rglob("*.proto"))
     plugins = Path(sys.executable).parent
     command = [
         sys.executable,
         *("-m", "grpc_tools.protoc"),
-        f"-I{CONTRACTS}",
+        f"-I{contracts}",
         f"-I{THIRD_PARTY}",
         f"--plugin=protoc-gen-mypy={plugins / 'protoc-gen-mypy'}",
         f"--plugin=protoc-gen-mypy_grpc={plugins / 'protoc-gen-mypy_grpc'}",
@@ -35,7 +35,7 @@ def generate(into: Path) -> None:
         f"--mypy_out=quiet:{into}",
         # Concrete, because a servicer may leave an RPC out: gRPC then answers UNIMPLEMENTED for it.
         f"--mypy_grpc_out=quiet,only_async,generate_concrete_servicer_stubs:{into}",
-        *contracts,
+        *files,
         VALIDATION,
     ]
     compiled = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -65,11 +65,11 @@ def sync(source: Path, target: Path) -> list[str]:
     return sorted(changed) + stale
 
 
-def run(target: Path) -> list[str]:
+def run(target: Path, contracts: Path = CONTRACTS) -> list[str]:
     """Brings the target up to date with the contracts; one at a time, so the last one in wins whole."""
     target.mkdir(parents=True, exist_ok=True)
     with _only_one(target), tempfile.TemporaryDirectory(prefix="codegen-") as fresh:
-        generate(Path(fresh))
+        generate(Path(fresh), contracts)
         return sync(Path(fresh), target)
 
 
