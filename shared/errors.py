@@ -8,6 +8,7 @@ BillingError
 ├── AlreadyExists
 ├── FailedPrecondition   the state refuses; `reason` says which rule
 ├── ResourceExhausted    shed or limited: nothing was done, try again later
+├── Unimplemented        declared in the contract, left out by this release
 ├── Aborted              lost a race: nothing was done, try again
 ├── Unavailable          ─┐
 ├── DeadlineExceeded      ├ unknown outcome: ask again with the same idempotency key
@@ -102,6 +103,11 @@ class Aborted(BillingError):
     reason = "ABORTED"
 
 
+class Unimplemented(BillingError):
+    code = "UNIMPLEMENTED"
+    reason = "UNIMPLEMENTED"
+
+
 class Unavailable(BillingError):
     code = "UNAVAILABLE"
     reason = "UNAVAILABLE"
@@ -131,6 +137,7 @@ BY_CODE: dict[str, type[BillingError]] = {
         FailedPrecondition,
         ResourceExhausted,
         Aborted,
+        Unimplemented,
         Unavailable,
         DeadlineExceeded,
         Internal,

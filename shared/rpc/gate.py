@@ -182,6 +182,9 @@ def _as_billing_error(error: Exception, method: str) -> errors.BillingError:
     match error:
         case errors.BillingError():
             return error
+        case NotImplementedError():
+            # What a generated servicer raises for an RPC that the room leaves out.
+            return errors.Unimplemented("this release does not serve this RPC")
         case TimeoutError():
             return errors.DeadlineExceeded("the deadline passed; ask again with the same key")
         case DBAPIError():
