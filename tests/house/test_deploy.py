@@ -201,5 +201,5 @@ def test_the_image_takes_in_what_the_rooms_import_and_nothing_else() -> None:
     }
 
     assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"
-    assert taken == {"gen", "sandbox", "services", "shared", "suite", "requirements.lock"}
+    assert taken == {"LICENSE", "gen", "sandbox", "services", "shared", "suite", "requirements.lock"}
     assert all((ROOT / name).exists() for name in taken)
