@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,9 @@ import psycopg
 from psycopg import sql
 
 from suite import binaries, processes
+from suite.addresses import free_port
 from suite.binaries import QUIET_ENVIRONMENT, Binaries
+from suite.files import write_private
 from suite.processes import Account, die_with_parent
 
 ADMIN = "billing"
@@ -58,6 +59,7 @@ class EmbeddedPostgres:
     """
 
     def __init__(self, root: Path, *, port: int | None = None, durable: bool = True) -> None:
+        """`port`: None means the usual one or, if it is taken, another; 0 means any."""
         self.root = root
         self.data = root / "data"
         self.log = root / "postgres.log"
@@ -66,6 +68,7 @@ class EmbeddedPostgres:
         self.port = port or 0
         self.process: subprocess.Popen[bytes] | None = None
         self._port_is_fixed = bool(port)
+        self._preferred = [DEFAULT_PORT] if port is None else []
         self._binaries: Binaries | None = None
         self._lock: IO[str] | None = None
         self._log_offset = 0
@@ -156,8 +159,8 @@ class EmbeddedPostgres:
         for folder in (self.root.resolve(), *self.root.resolve().parents):
             if not self.account.can_enter(folder):
                 raise PostgresError(
-                    f"PostgreSQL does not run as root, so it runs as `nobody`, who may not pass "
-                    f"through {folder}. Allow it (chmod o+x {folder}) or choose another place with BILLING_DATA_DIR."
+                    "PostgreSQL refuses root, so it runs as `nobody`, who may not pass through "
+                    f"{folder}. Allow it (chmod o+x {folder}) or choose another place with BILLING_DATA_DIR."
                 )
 
     def _take_lock(self) -> IO[str]:
@@ -231,7 +234,7 @@ class EmbeddedPostgres:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGQUIT)
             yield POLL_SECONDS
-        # Nobody is left, so the file was the dead's: a zombie's pid, or a reused one, would block us for ever.
+        # Nobody is left, so the file is the dead's; a zombie's pid, or a reused one, would block us for ever.
         if Path("/proc/self").exists():
             (data / "postmaster.pid").unlink(missing_ok=True)
 
@@ -285,10 +288,8 @@ class EmbeddedPostgres:
         if self._port_is_fixed:
             return
         note = self.root / "port"
-        last = int(note.read_text()) if note.exists() else DEFAULT_PORT
-        self.port = (
-            next(port for port in (last, DEFAULT_PORT, 0) if port == 0 or is_free(port)) or free_port()
-        )
+        last = [int(note.read_text())] if note.exists() else []
+        self.port = free_port([*last, *self._preferred])
         note.write_text(str(self.port))
 
     def _answers(self) -> bool:
@@ -325,30 +326,3 @@ class EmbeddedPostgres:
             group=self.account.gid if self.account else None,
             extra_groups=[] if self.account else None,
         )
-
-
-def write_private(path: Path, text: str) -> None:
-    """Readable by the owner only, from the first byte on; complete or absent."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    unfinished.unlink(missing_ok=True)
-    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(path)
-
-
-def is_free(port: int, host: str = "127.0.0.1") -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])

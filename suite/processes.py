@@ -55,7 +55,7 @@ def die_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
 
 
 def started_at(pid: int) -> int | None:
-    """When a process started, in kernel ticks, to tell a reused pid apart; None when it is gone or a zombie."""
+    """When a process started, in kernel ticks, to tell reused pids apart; None when gone or a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -86,3 +86,18 @@ def living_in(folder: Path) -> list[int]:
         except OSError:
             continue  # gone meanwhile, a zombie, or somebody else's
     return pids
+
+
+@dataclass(frozen=True)
+class ProcessNote:
+    """One process of the suite; the start time tells it from a later one with the same pid."""
+
+    pid: int
+    started_at: int | None
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessNote:
+        return cls(pid, started_at(pid))
+
+    def is_alive(self) -> bool:
+        return self.started_at is not None and started_at(self.pid) == self.started_at

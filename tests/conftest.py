@@ -51,7 +51,7 @@ class Cluster:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=CLUSTER_PREFIX))
         self.folder.chmod(0o711)  # as root the server is `nobody`, who must get in
-        self.server = EmbeddedPostgres(self.folder / "postgres", port=None, durable=False)
+        self.server = EmbeddedPostgres(self.folder / "postgres", port=0, durable=False)
 
     def start(self) -> None:
         self.server.start()

@@ -1,0 +1,75 @@
+"""Where everything listens: the default ports, others when those are taken."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+
+LOOPBACK = "127.0.0.1"
+DEFAULTS = {
+    "ledger": f"{LOOPBACK}:50051",
+    "subscriptions": f"{LOOPBACK}:50052",
+    "webhooks": f"{LOOPBACK}:50053",
+    "scheduler": f"{LOOPBACK}:50054",
+    "webhooks_http": f"{LOOPBACK}:8080",
+    "sandbox": f"{LOOPBACK}:8090",
+}
+
+
+class AddressTaken(Exception):
+    """The user asked for an address that another program has."""
+
+
+def choose(wished: Mapping[str, str | None]) -> dict[str, str]:
+    """One bindable `host:port` for each door; a port of 0 asks for any free one."""
+    with ExitStack() as held:
+        # The sockets stay open until all are chosen, so that no free port is given out twice.
+        return {name: _claim(name, wished.get(name), held) for name in DEFAULTS}
+
+
+def _claim(name: str, wished: str | None, held: ExitStack) -> str:
+    host, port = split(wished or DEFAULTS[name])
+    try:
+        taken = _bind(host, port, held)
+    except OSError as error:
+        if wished is not None:
+            raise AddressTaken(
+                f"{name.upper()}_LISTEN asks for {wished}, which cannot be had: {error.strerror}. "
+                "Choose another, or leave it unset and a free one is chosen."
+            ) from error
+        taken = _bind(host, 0, held)
+    return f"[{host}]:{taken}" if ":" in host else f"{host}:{taken}"
+
+
+def _bind(host: str, port: int, held: ExitStack) -> int:
+    probe = held.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
+    probe.bind((host, port))
+    return int(probe.getsockname()[1])
+
+
+def free_port(preferred: Iterable[int]) -> int:
+    """The first preferred port on loopback that is free, else any."""
+    for port in (*preferred, 0):
+        with ExitStack() as held:
+            try:
+                return _bind(LOOPBACK, port, held)
+            except OSError:
+                continue
+    raise AddressTaken("no free port is left on 127.0.0.1")
+
+
+def split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def reachable(listen: str) -> str:
+    """How a neighbour on this machine calls what listens there: a wildcard is no destination."""
+    host, port = split(listen)
+    if host in ("", "0.0.0.0"):  # noqa: S104 - compared, not bound
+        return f"{LOOPBACK}:{port}"
+    if host == "::":
+        return f"[::1]:{port}"
+    return listen

@@ -1,0 +1,196 @@
+"""Runs the whole suite on one machine: Postgres, the rooms and the sandbox, each a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Coroutine
+from dataclasses import asdict
+from typing import Any
+
+from suite import addresses
+from suite.child import STOP_SECONDS_MAX, Child
+from suite.console import Console
+from suite.database import Database
+from suite.files import DataFolder, Runtime, Secrets
+from suite.migrate import LOGINS, migrate
+from suite.processes import ProcessNote
+from suite.readiness import Door, GrpcDoor, HttpDoor, until_open
+from suite.rooms import CATALOGUE, PROGRAMS, ROOMS, Program, World
+from suite.settings import SuiteSettings
+
+READY_SECONDS_MAX = 45
+DEATHS_BEFORE_READY_MAX = 3
+
+
+class SuiteError(Exception):
+    """The suite cannot run; the message says why and what to do."""
+
+
+class Launcher:
+    """One run of the suite, from nothing to nothing. The caller holds the folder's lock."""
+
+    def __init__(self, settings: SuiteSettings, folder: DataFolder, console: Console) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.console = console
+        self.secrets = Secrets.keep(folder, LOGINS)
+        self.database = Database(settings, folder, console, on_start=self._note_runtime)
+        self.children: list[Child] = []
+        self.world: World
+        self._serving = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    async def run(self) -> None:
+        """Returns after Ctrl-C or SIGTERM with every process gone; raises when the suite cannot go on."""
+        loop = asyncio.get_running_loop()
+        for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(sign, self._stopping.set)
+        try:
+            await self._unless_stopped(self._start())
+            await self._stopping.wait()
+        finally:
+            await self._stop()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+        """Ctrl-C counts during the start as well."""
+        starting = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+
+    async def _start(self) -> None:
+        await self._outlive_leavings()
+        await self.database.start()
+        self._in_background(self.database.keep_running())
+        await asyncio.to_thread(migrate, self.database.admin_url, self.secrets.role_passwords)
+        self.world = World(
+            listen=addresses.choose(self.settings.wished_addresses()),
+            database_urls=self.database.note(self.secrets.role_passwords).urls,
+            secrets=self.secrets,
+            log_level=self.settings.log_level,
+            data_dir=self.folder.path,
+        )
+        await self._apply_catalogue()
+        self.children = [self._child(program) for program in PROGRAMS]
+        for child in self.children:
+            self._in_background(child.keep_running())
+        await self._until_ready()
+        self._serving = True
+        self._note_runtime()
+        self.console.welcome(self._runtime())
+
+    async def _outlive_leavings(self) -> None:
+        """A killed launcher's rooms got SIGTERM from the kernel; they have their time, then they are ended."""
+        old = Runtime.read(self.folder)
+        notes = [note for name, note in old.processes.items() if name != "postgres"] if old else []
+        deadline = time.monotonic() + STOP_SECONDS_MAX
+        while left := [note for note in notes if note.is_alive()]:
+            if time.monotonic() > deadline:
+                for note in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(note.pid, signal.SIGKILL)
+            await asyncio.sleep(0.05)
+
+    async def _apply_catalogue(self) -> None:
+        once = Child(
+            "catalogue", CATALOGUE.arguments, self.world.environment(CATALOGUE), say=self.console.say
+        )
+        try:
+            status = await once.run_once()
+        finally:
+            await once.stop()
+        if status != 0:
+            raise SuiteError(f"the catalogue was not applied (status {status}); the reasons are above")
+
+    def _child(self, program: Program) -> Child:
+        return Child(
+            program.name,
+            program.arguments,
+            self.world.environment(program),
+            say=self.console.say,
+            on_start=self._note_runtime,
+        )
+
+    async def _until_ready(self) -> None:
+        """Returns when every door answers; SuiteError names those that do not."""
+        waiting = {asyncio.ensure_future(until_open(door)): door.name for door in self._doors()}
+        deadline = time.monotonic() + READY_SECONDS_MAX
+        try:
+            while closed := [task for task in waiting if not task.done()]:
+                for child in self.children:
+                    if child.deaths >= DEATHS_BEFORE_READY_MAX:
+                        raise SuiteError(f"{child.name} ends as soon as it is started; the reasons are above")
+                if time.monotonic() > deadline:
+                    names = ", ".join(waiting[task] for task in closed)
+                    raise SuiteError(f"not ready after {READY_SECONDS_MAX} s: {names}")
+                await asyncio.wait(closed, timeout=0.1)
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    def _doors(self) -> list[Door]:
+        doors: list[Door] = []
+        for program in PROGRAMS:
+            if program.is_room:
+                doors.append(GrpcDoor(program.name, addresses.reachable(self.world.listen[program.name])))
+            if program.http_door:
+                doors.append(HttpDoor(f"{program.name} (http)", self.world.url(program.http_door)))
+        return doors
+
+    def _runtime(self) -> Runtime:
+        me = ProcessNote.of(os.getpid())
+        keys = {name: value for name, value in asdict(self.secrets).items() if name != "role_passwords"}
+        running = {child.name: ProcessNote.of(child.pid) for child in self.children if child.pid}
+        if postgres := self.database.process():
+            running["postgres"] = postgres
+        return Runtime(
+            pid=me.pid,
+            started_at=me.started_at,
+            addresses={room: addresses.reachable(self.world.listen[room]) for room in ROOMS},
+            webhooks_http_url=self.world.url("webhooks_http"),
+            sandbox_url=self.world.url("sandbox"),
+            database=self.database.note(self.secrets.role_passwords),
+            secrets=keys,
+            processes=running,
+            data_dir=str(self.folder.path),
+            log_level=self.settings.log_level,
+            test_clock=str(self.settings.billing_test_clock) if self.settings.billing_test_clock else None,
+        )
+
+    def _note_runtime(self) -> None:
+        """Again after every restart, for the pids; never before all serve, for those who wait for the file."""
+        if self._serving:
+            self._runtime().write(self.folder)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(self._background_ended)
+        self._tasks.append(task)
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = error
+            self._stopping.set()
+
+    async def _stop(self) -> None:
+        """Rooms before their database, so that their last transactions can commit."""
+        self.console.say("suite", "stopping")
+        self._serving = False
+        self._stopping.set()
+        await asyncio.gather(*(child.stop() for child in self.children))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.database.stop()
+        self.folder.runtime.unlink(missing_ok=True)
