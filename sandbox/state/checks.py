@@ -1,0 +1,69 @@
+"""The questions that Razorpay asks of every request."""
+
+from typing import Any
+
+from sandbox.entities import Entity
+from sandbox.errors import Refusal
+
+SMALLEST_AMOUNT = 100
+
+
+def only(request: Entity, allowed: str) -> None:
+    """Refuses fields nobody asked for, as Razorpay does."""
+    if extra := sorted(set(request) - set(allowed.split())):
+        raise Refusal(f"{', '.join(extra)} is/are not required and should not be sent", field=extra[0])
+
+
+def required(request: Entity, name: str) -> Any:
+    """The field, or the refusal that names it."""
+    value = request.get(name)
+    if value is None or value == "":
+        raise Refusal(f"The {name.replace('_', ' ')} field is required.", field=name)
+    return value
+
+
+def amount(request: Entity, name: str = "amount") -> int:
+    """A whole number of paise, at least one rupee."""
+    value = whole(request, name)
+    if value < SMALLEST_AMOUNT:
+        raise Refusal("The amount must be at least INR 1.00.", field=name)
+    return value
+
+
+def whole(request: Entity, name: str, *, least: int | None = None) -> int:
+    """A whole number; digits in a string count, fractions and booleans do not."""
+    value = required(request, name)
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise Refusal(f"The {name.replace('_', ' ')} must be an integer.", field=name)
+    if least is not None and value < least:
+        raise Refusal(f"The {name.replace('_', ' ')} must be at least {least}.", field=name)
+    return value
+
+
+def truth(value: Any) -> bool:
+    """Booleans as the SDKs have sent them over the years."""
+    return value in (True, 1, "1", "true")
+
+
+def notes(request: Entity) -> Any:
+    """At most fifteen short pairs."""
+    value = request.get("notes")
+    if value in (None, [], {}):
+        return []
+    if not isinstance(value, dict):
+        raise Refusal("The notes must be an array.", field="notes")
+    if len(value) > 15:
+        raise Refusal("Number of fields in notes should be less than or equal to 15", field="notes")
+    if any(len(str(item)) > 256 for item in value.values()):
+        raise Refusal("The notes value may not be greater than 256 characters.", field="notes")
+    return value
+
+
+def currency(request: Entity) -> str:
+    """Three capital letters."""
+    value = request.get("currency", "INR")
+    if not (isinstance(value, str) and len(value) == 3 and value.isalpha() and value.isupper()):
+        raise Refusal("The currency is not supported", field="currency")
+    return value
