@@ -1,0 +1,1 @@
+"""What a tenant has bought and is therefore entitled to."""

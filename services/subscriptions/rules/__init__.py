@@ -1,0 +1,1 @@
+"""Decisions of the room: pure, without I/O and without a clock."""
