@@ -1,0 +1,81 @@
+"""Starts the scheduler: `python -m services.scheduler`."""
+
+import psycopg
+import uvloop
+from billing.scheduler.v1 import scheduler_pb2_grpc
+from sqlalchemy import text
+
+from services.scheduler import SCHEMA, actions
+from services.scheduler.clients import AlertSink, Maintenance, method_of
+from services.scheduler.config import SchedulerSettings
+from services.scheduler.jobs import JOBS
+from services.scheduler.loop import Loop
+from services.scheduler.rpc import SchedulerService
+from shared import config, database, logs
+from shared.migrations import SchemaBehind, assert_current
+from shared.rpc.client import open_channel
+from shared.rpc.server import Audience, Door, serve
+
+
+async def run(settings: SchedulerSettings) -> None:
+    """Wire the room and serve until it is told to stop."""
+    engine = database.create_engine(
+        settings.scheduler_database_url.get_secret_value(), application_name="scheduler"
+    )
+    if settings.billing_test_clock is not None:
+        await database.refuse_test_clock_elsewhere(engine)
+    await actions.prepare(engine)
+    channels = {
+        "ledger": open_channel(settings.ledger_address, settings.room_secret),
+        "subscriptions": open_channel(settings.subscriptions_address, settings.room_secret),
+        "webhooks": open_channel(settings.webhooks_address, settings.room_secret),
+    }
+    url = settings.billing_alert_webhook_url
+    sink = None if url is None else AlertSink(url.get_secret_value())
+    loop = Loop(engine, Maintenance(channels), sink=sink)
+
+    async def probe() -> None:
+        async with engine.connect() as db:
+            await db.execute(text("SELECT 1"))
+
+    async def close() -> None:
+        for channel in channels.values():
+            await channel.close()
+        await engine.dispose()
+
+    await serve(
+        room="scheduler",
+        listen=settings.scheduler_listen,
+        settings=settings,
+        doors=[
+            Door(
+                "billing.scheduler.v1.SchedulerService",
+                scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server,
+                SchedulerService(engine, owner=loop.owner, start=loop.start),
+                Audience.OPERATOR,
+            )
+        ],
+        background=[loop.keep_time, loop.tell_sink],
+        probe=probe,
+        on_stop=close,
+    )
+
+
+def main() -> None:
+    """Check what can be checked before anything is served, then run."""
+    settings = config.load(SchedulerSettings)
+    logs.configure("scheduler", settings.log_level)
+    for job in JOBS:
+        for target in job.targets:
+            method_of(target)
+    try:
+        assert_current(settings.scheduler_database_url.get_secret_value(), SCHEMA)
+    except SchemaBehind as behind:
+        raise SystemExit(str(behind)) from None
+    except psycopg.OperationalError as error:
+        raise SystemExit(f"SCHEDULER_DATABASE_URL: the database did not answer: {error}") from None
+    uvloop.run(run(settings))
+
+
+if __name__ == "__main__":
+    main()

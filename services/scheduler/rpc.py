@@ -1,0 +1,151 @@
+"""The operators' door: request → plain values → one action → response."""
+
+import base64
+import binascii
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from billing.scheduler.v1 import scheduler_pb2 as pb
+from billing.scheduler.v1 import scheduler_pb2_grpc as pb_grpc
+from google.protobuf import json_format
+from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.scheduler import actions
+from services.scheduler.errors import InvalidPageToken
+from services.scheduler.jobs import BY_NAME
+from services.scheduler.rules import JobState, Outcome, Run, Trigger, next_tick
+from shared import clock
+from shared.clock import Clock
+from shared.rpc.context import remaining_seconds
+
+JOBS_PAGE, RUNS_PAGE = 100, 50
+# What RunJob keeps of the caller's deadline to answer that the run goes on.
+ANSWER_SECONDS = 0.5
+TRIGGERS = {Trigger.SCHEDULE: pb.RUN_TRIGGER_SCHEDULE, Trigger.MANUAL: pb.RUN_TRIGGER_MANUAL}
+OUTCOMES = {
+    None: pb.RUN_OUTCOME_RUNNING,
+    Outcome.SUCCEEDED: pb.RUN_OUTCOME_SUCCEEDED,
+    Outcome.FAILED: pb.RUN_OUTCOME_FAILED,
+    Outcome.SKIPPED: pb.RUN_OUTCOME_SKIPPED,
+    Outcome.UNIMPLEMENTED: pb.RUN_OUTCOME_UNIMPLEMENTED,
+}
+OUTCOME_WORDS = {value: "running" if word is None else word.value for word, value in OUTCOMES.items()}
+
+
+class SchedulerService(pb_grpc.SchedulerServiceServicer):
+    """Jobs and runs for operators."""
+
+    def __init__(
+        self, engine: AsyncEngine, *, owner: str, start: Callable[[Run], None], now: Clock = clock.now
+    ) -> None:
+        self._engine = engine
+        self._owner = owner
+        self._start = start
+        self._now = now
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
+        after, limit = _from_token(request.page_token), request.page_size or JOBS_PAGE
+        listed = await actions.list_jobs(self._engine, now=self._now())
+        rest = [pair for pair in listed if after is None or pair[0].name > after]
+        return pb.ListJobsResponse(
+            jobs=[self._job(state, last) for state, last in rest[:limit]],
+            next_page_token=_to_token(rest[limit - 1][0].name) if len(rest) > limit else "",
+        )
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
+        limit = request.page_size or RUNS_PAGE
+        runs = await actions.list_runs(
+            self._engine,
+            job=request.job or None,
+            outcome=OUTCOME_WORDS.get(request.outcome),
+            before=_from_token(request.page_token),
+            limit=limit + 1,
+        )
+        return pb.ListRunsResponse(
+            runs=[_run(run) for run in runs[:limit]],
+            next_page_token=_to_token(runs[limit - 1].id) if len(runs) > limit else "",
+        )
+
+    async def RunJob(self, request: pb.RunJobRequest, context: Any) -> pb.RunJobResponse:
+        run, replayed = await actions.claim_by_hand(
+            self._engine,
+            job=request.job,
+            idempotency_key=request.idempotency_key,
+            dry_run=request.dry_run,
+            owner=self._owner,
+            actor=request.actor,
+            reason=request.reason,
+            now=self._now(),
+        )
+        if not replayed:
+            self._start(run)
+        patience = (remaining_seconds() or 0) - ANSWER_SECONDS
+        run = await actions.wait_for(self._engine, run, seconds=patience)
+        return pb.RunJobResponse(run=_run(run), replayed=replayed)
+
+    async def PauseJob(self, request: pb.PauseJobRequest, context: Any) -> pb.PauseJobResponse:
+        changed, replayed = await self._set_paused(request, paused=True)
+        return pb.PauseJobResponse(changed=changed, replayed=replayed)
+
+    async def ResumeJob(self, request: pb.ResumeJobRequest, context: Any) -> pb.ResumeJobResponse:
+        changed, replayed = await self._set_paused(request, paused=False)
+        return pb.ResumeJobResponse(changed=changed, replayed=replayed)
+
+    async def _set_paused(
+        self, request: pb.PauseJobRequest | pb.ResumeJobRequest, *, paused: bool
+    ) -> tuple[bool, bool]:
+        return await actions.set_paused(
+            self._engine,
+            job=request.job,
+            paused=paused,
+            idempotency_key=request.idempotency_key,
+            actor=request.actor,
+            reason=request.reason,
+        )
+
+    def _job(self, state: JobState, last: Run | None) -> pb.Job:
+        return pb.Job(
+            name=state.name,
+            schedule=state.schedule,
+            calls=[target.path for target in BY_NAME[state.name].targets],
+            deadline_seconds=int(state.deadline.total_seconds()),
+            paused=state.paused,
+            next_at=None if state.paused else _at(next_tick(state.schedule, self._now())),
+            last_run=None if last is None else _run(last),
+        )
+
+
+def _run(run: Run) -> pb.Run:
+    message = pb.Run(
+        id=run.id,
+        job=run.job,
+        trigger=TRIGGERS[run.trigger],
+        scheduled_for=_at(run.scheduled_for),
+        started_at=_at(run.started_at),
+        finished_at=None if run.finished_at is None else _at(run.finished_at),
+        outcome=OUTCOMES[run.outcome],
+        dry_run=run.dry_run,
+        owner=run.owner,
+        fence=run.fence,
+    )
+    json_format.ParseDict(dict(run.summary), message.summary)
+    return message
+
+
+def _at(moment: datetime) -> Timestamp:
+    message = Timestamp()
+    message.FromDatetime(moment)
+    return message
+
+
+def _to_token(last: str) -> str:
+    return base64.urlsafe_b64encode(last.encode()).decode()
+
+
+def _from_token(token: str) -> str | None:
+    try:
+        return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode() or None
+    except (binascii.Error, UnicodeError):
+        raise InvalidPageToken from None
