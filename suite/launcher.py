@@ -71,11 +71,12 @@ class Launcher:
 
     async def _start(self) -> None:
         await self._outlive_leavings()
+        listen = addresses.choose(self.settings.wished_addresses())
         await self.database.start()
         self._in_background(self.database.keep_running())
         await asyncio.to_thread(migrate, self.database.admin_url, self.secrets.role_passwords)
         self.world = World(
-            listen=addresses.choose(self.settings.wished_addresses()),
+            listen=listen,
             database_urls=self.database.note(self.secrets.role_passwords).urls,
             secrets=self.secrets,
             log_level=self.settings.log_level,

@@ -30,6 +30,7 @@ CONNECTIONS_MAX = 200
 POLL_SECONDS = 0.02
 START_SECONDS_MAX = 60
 ORPHAN_SECONDS_MAX = 15
+BACKEND_SECONDS_MAX = 1
 LOG_BYTES_MAX = 5_000_000
 PASSING_TROUBLE = (
     "postmaster.pid",
@@ -221,18 +222,21 @@ class EmbeddedPostgres:
     def _wait_for_orphans(self) -> Iterator[float]:
         """The lock is ours, so whoever still works on the data lost its supervisor and is about to go."""
         data = self.data.resolve()
-        patience = time.monotonic() + ORPHAN_SECONDS_MAX
+        began = time.monotonic()
         while survivors := processes.living_in(data):
+            waited_seconds = time.monotonic() - began
             postmaster = self._postmaster_pid()
-            if time.monotonic() > patience:
+            if waited_seconds > ORPHAN_SECONDS_MAX:
                 raise PostgresError(
                     f"another server still runs on {data}: process {postmaster or survivors[0]}"
                 )
             if postmaster not in survivors:
-                # Backends of a killed postmaster may be in the middle of a long statement and notice nothing.
+                # Backends of a killed postmaster may be busy or stopped and notice nothing; what they have not
+                # committed is lost to their clients already, and recovery follows.
+                sign = signal.SIGQUIT if waited_seconds < BACKEND_SECONDS_MAX else signal.SIGKILL
                 for pid in survivors:
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGQUIT)
+                        os.kill(pid, sign)
             yield POLL_SECONDS
         # Nobody is left, so the file is the dead's; a zombie's pid, or a reused one, would block us for ever.
         if Path("/proc/self").exists():

@@ -71,7 +71,6 @@ _cluster: Cluster | None = None
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "xdist_group(name): tests that run on one worker")
     global _cluster
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
