@@ -1,13 +1,13 @@
 """Every refusal of the webhooks room.
 
-    EventNotFound         no event has this id
-    EventBodyRemoved      too old to be replayed
-    DeadLetterNotFound    no dead letter has this id
-    InvalidPageToken      a token that this list did not make
-    IdempotencyKeyReused  the key belongs to another request
-    SelectionTooLarge     more than one call may change
-    NotStored             the delivery is not on disk: the provider must send it again
-    Poison                a body that no repetition will make understandable; never leaves the room
+EventNotFound         no event has this id
+EventBodyRemoved      too old to be replayed
+DeadLetterNotFound    no dead letter has this id
+InvalidPageToken      a token that this list did not make
+IdempotencyKeyReused  the key belongs to another request
+SelectionTooLarge     more than one call may change
+NotStored             the delivery is not on disk: the provider must send it again
+Poison                a body that no repetition will make understandable; never leaves the room
 """
 
 from shared.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable

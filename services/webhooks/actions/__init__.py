@@ -1,0 +1,1 @@
+"""What the room can do, one function each: take in, deliver, show and steer, watch and clean."""

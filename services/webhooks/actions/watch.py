@@ -1,0 +1,151 @@
+"""Watching the inbox and keeping it small."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.webhooks.metrics import Metrics
+from services.webhooks.rules import health
+from services.webhooks.rules.health import Alert, BusinessHours
+from services.webhooks.store import inbox, operators, signatures, upkeep
+from shared.clock import Clock
+from shared.database import transaction
+
+_BATCH = 1000
+_BATCHES_MAX = 20
+_ANSWER_SECONDS = 2.0
+_FRESH_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is normal."""
+
+    hours: BusinessHours
+    silence: timedelta
+    signature_spike: int
+    dead_letters: int
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How long things are kept."""
+
+    bodies: timedelta
+    events: timedelta
+    requests: timedelta
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How the inbox is."""
+
+    last_received_at: datetime | None
+    signature_failures: int
+    pending: int
+    oldest_pending_at: datetime | None
+    dead_letters: int
+    alerts: list[Alert]
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What a cleaning removed, or would remove."""
+
+    bodies: int
+    events: int
+    requests: int
+    more_remains: bool
+
+
+async def check_health(engine: AsyncEngine, watch: Watch, now: datetime) -> Condition:
+    """How the inbox is, and what of it deserves attention."""
+    async with transaction(engine) as db:
+        last = await upkeep.last_received_at(db)
+        failures = await signatures.count_failures(db, timedelta(hours=1))
+        pending, _, oldest = await inbox.count_pending(db)
+        letters = await operators.count_letters(db)
+    alerts = [
+        *health.silence(now, last, watch.hours, watch.silence),
+        *health.signature_spikes(failures, watch.signature_spike),
+        *health.dead_letters(letters, watch.dead_letters),
+    ]
+    return Condition(last, sum(count.failures for count in failures), pending, oldest, letters, alerts)
+
+
+async def clean_up(
+    engine: AsyncEngine, retention: Retention, now: datetime, *, seconds: float, dry_run: bool
+) -> Removed:
+    """Removes what is older than its retention, in small transactions, for at most so many seconds."""
+    before = {
+        "bodies": now - retention.bodies,
+        "events": now - retention.events,
+        "requests": now - retention.requests,
+    }
+    if dry_run:
+        async with transaction(engine) as db:
+            bodies, events, requests = await upkeep.count_removable(db, **before)
+        return Removed(bodies, events, requests, more_remains=False)
+    ends_at = time.monotonic() + seconds
+    bodies = events = requests = 0
+    for _ in range(_BATCHES_MAX):
+        async with transaction(engine) as db:
+            removed = (
+                await upkeep.remove_bodies(db, before=before["bodies"], now=now, limit=_BATCH),
+                await upkeep.remove_events(db, before=before["events"], limit=_BATCH),
+                await upkeep.remove_requests(db, before=before["requests"], limit=_BATCH),
+            )
+        bodies, events, requests = bodies + removed[0], events + removed[1], requests + removed[2]
+        if max(removed) < _BATCH:
+            return Removed(bodies, events, requests, more_remains=False)
+        if time.monotonic() >= ends_at:
+            break
+    return Removed(bodies, events, requests, more_remains=True)
+
+
+class Watchman:
+    """Answers health checks and scrapes, however many, with few questions to the database."""
+
+    def __init__(self, engine: AsyncEngine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._asked_at = float("-inf")
+        self._answered = False
+        self._counted_at = float("-inf")
+        self._lock = asyncio.Lock()
+
+    async def database_answers(self) -> bool:
+        """Whether the database answered within the last second or does now."""
+        async with self._lock:
+            if time.monotonic() - self._asked_at > _FRESH_SECONDS:
+                self._answered = await self._ping()
+                self._asked_at = time.monotonic()
+            return self._answered
+
+    async def refresh(self, metrics: Metrics) -> None:
+        """Brings the gauges up to date; leaves them when the database does not answer."""
+        async with self._lock:
+            if time.monotonic() - self._counted_at <= _FRESH_SECONDS:
+                return
+            self._counted_at = time.monotonic()
+            try:
+                async with asyncio.timeout(_ANSWER_SECONDS), transaction(self._engine) as db:
+                    pending, due, oldest = await inbox.count_pending(db)
+                    letters = await operators.count_letters(db)
+            except Exception:
+                return
+        metrics.pending.set(pending)
+        metrics.due.set(due)
+        metrics.lag_seconds.set(max(0.0, (self._clock() - oldest).total_seconds()) if oldest else 0.0)
+        metrics.dead_letters.set(letters)
+
+    async def _ping(self) -> bool:
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS), transaction(self._engine) as db:
+                await upkeep.ping(db)
+        except Exception:
+            return False
+        return True

@@ -1,0 +1,1 @@
+"""Pure decisions: nothing here reads a clock, a socket or a database."""

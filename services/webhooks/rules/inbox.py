@@ -1,0 +1,54 @@
+"""What the ingress knows of a delivery before anybody has read its meaning."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One address that a provider posts to: whose account and mode it is, and which secrets sign for it.
+
+    Account and mode are part of a delivery's identity, so they come from here and never from a body.
+    """
+
+    provider: str
+    account_id: str
+    mode: str
+    secrets: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class NewEvent:
+    """A signed delivery, ready to be stored."""
+
+    id: str
+    provider: str
+    account_id: str
+    mode: str
+    event_id: str | None
+    event_type: str | None
+    tenant_id: str | None
+    aggregate_id: str | None
+    body: bytes
+    body_sha256: str
+    masked: bool
+    request_id: str
+    received_at: datetime
+
+    @property
+    def identity(self) -> tuple[str, str, str, str]:
+        """What makes two deliveries the same one."""
+        return (self.provider, self.account_id, self.mode, self.body_sha256)
+
+
+@dataclass(frozen=True)
+class SignatureFailure:
+    """A request whose signature did not hold; its body was thrown away."""
+
+    endpoint: str
+    tenant_id: str | None
+    remote_ip: str | None
+    user_agent: str | None
+    payload_id: str | None
+    created_at: datetime | None = None
+    id: str = ""

@@ -1,0 +1,148 @@
+"""Putting deliveries in, claiming them, and writing down what came of an attempt."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import bindparam, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.webhooks.rules.delivery import Claimed, Decision, SetAside, TryAgain
+from services.webhooks.rules.inbox import NewEvent
+from services.webhooks.tables import MOMENT
+from shared.ids import new_id
+
+_INSERT = text("""
+    INSERT INTO webhook_events (id, provider, account_id, mode, event_id, event_type, tenant_id, aggregate_id,
+        body, body_sha256, masked, request_id, received_at)
+    SELECT * FROM unnest(CAST(:id AS text[]), CAST(:provider AS text[]), CAST(:account_id AS text[]),
+        CAST(:mode AS text[]), CAST(:event_id AS text[]), CAST(:event_type AS text[]),
+        CAST(:tenant_id AS text[]), CAST(:aggregate_id AS text[]), CAST(:body AS bytea[]),
+        CAST(:body_sha256 AS text[]), CAST(:masked AS boolean[]), CAST(:request_id AS text[]),
+        CAST(:received_at AS timestamptz[]))
+    ON CONFLICT ON CONSTRAINT webhook_events_identity DO NOTHING
+    RETURNING id
+""")
+_COLUMNS = (
+    *("id", "provider", "account_id", "mode", "event_id", "event_type", "tenant_id", "aggregate_id"),
+    *("body", "body_sha256", "masked", "request_id", "received_at"),
+)
+
+# An event waits for an earlier one of its aggregate only while that one has never failed: its first attempt is
+# due or running. A lease that ran out is a failure, so a body that kills its worker ends as a dead letter too.
+_CLAIM = text("""
+    WITH due AS (
+        SELECT event.id FROM webhook_events AS event
+        WHERE NOT event.processed
+          AND event.next_retry_at <= clock_timestamp()
+          AND (event.locked_until IS NULL OR event.locked_until < clock_timestamp())
+          AND (event.aggregate_id IS NULL OR event.retry_count > 0 OR NOT EXISTS (
+              SELECT 1 FROM webhook_events AS earlier
+              WHERE earlier.aggregate_id = event.aggregate_id AND NOT earlier.processed
+                AND earlier.retry_count = 0
+                AND (earlier.received_at, earlier.id) < (event.received_at, event.id)))
+        ORDER BY event.next_retry_at
+        LIMIT :limit
+        FOR UPDATE SKIP LOCKED
+    )
+    UPDATE webhook_events AS event
+    SET locked_until = clock_timestamp() + make_interval(secs => :lease_seconds),
+        attempt = attempt + 1,
+        retry_count = retry_count + CASE WHEN locked_until IS NULL THEN 0 ELSE 1 END,
+        last_error = CASE WHEN locked_until IS NULL THEN last_error ELSE 'worker_died' END
+    FROM due WHERE event.id = due.id
+    RETURNING event.id, attempt, provider, account_id, mode, event_id, event_type, tenant_id, body, body_sha256,
+        body_removed_at, request_id, received_at, retry_count
+""")
+
+_STILL_MINE = "WHERE id = :id AND attempt = :attempt AND NOT processed"
+_FINISH = text(f"""
+    UPDATE webhook_events SET processed = true, processed_at = :now, outcome = :outcome,
+        outcome_reason = :reason, tenant_id = COALESCE(:tenant_id, tenant_id), next_retry_at = NULL,
+        locked_until = NULL, last_error = NULL {_STILL_MINE}
+""").bindparams(bindparam("now", type_=MOMENT))
+_SET_ASIDE = text(f"""
+    WITH dead AS (
+        UPDATE webhook_events SET processed = true, processed_at = :now, outcome = 'dead',
+            outcome_reason = :reason, retry_count = retry_count + :failed, next_retry_at = NULL,
+            locked_until = NULL, last_error = :error {_STILL_MINE}
+        RETURNING id, tenant_id, event_id, event_type, retry_count
+    )
+    INSERT INTO webhook_dead_letter_queue
+        (id, webhook_event_id, tenant_id, event_id, event_type, reason, last_error, retry_count, created_at)
+    SELECT :letter_id, id, tenant_id, event_id, event_type, :reason, :error, retry_count, :now FROM dead
+""").bindparams(bindparam("now", type_=MOMENT))
+_TRY_AGAIN = text(f"""
+    UPDATE webhook_events SET retry_count = retry_count + 1, last_error = :error, locked_until = NULL,
+        next_retry_at = clock_timestamp() + make_interval(secs => :after_seconds) {_STILL_MINE}
+""")
+_RELEASE = text(f"UPDATE webhook_events SET locked_until = NULL {_STILL_MINE}")
+_PENDING = text("""
+    SELECT count(*), count(*) FILTER (WHERE next_retry_at <= clock_timestamp()), min(received_at)
+    FROM webhook_events WHERE NOT processed
+""")
+
+
+async def insert_events(db: AsyncConnection, events: Sequence[NewEvent]) -> set[str]:
+    """Stores what is new and returns the ids of that; the rest was there before."""
+    # In the order of their identities: two ingress processes with the same deliveries must not wait for each other.
+    ordered = sorted(events, key=lambda event: event.identity)
+    rows = {column: [getattr(event, column) for event in ordered] for column in _COLUMNS}
+    return {row.id for row in await db.execute(_INSERT, rows)}
+
+
+async def claim_events(db: AsyncConnection, *, limit: int, lease_seconds: float) -> list[Claimed]:
+    """Takes due events for this worker alone until the lease ends, by the database's clock; oldest due first."""
+    rows = await db.execute(_CLAIM, {"limit": limit, "lease_seconds": lease_seconds})
+    claimed = [Claimed(**row._mapping) for row in rows]
+    return sorted(claimed, key=lambda event: (event.received_at, event.id))
+
+
+async def finish_event(db: AsyncConnection, event: Claimed, decision: Decision, now: datetime) -> bool:
+    """Writes the outcome, unless the claim was lost to another worker."""
+    values = {
+        "id": event.id,
+        "attempt": event.attempt,
+        "now": now,
+        "outcome": decision.outcome,
+        "reason": decision.reason,
+        "tenant_id": decision.tenant_id,
+    }
+    return (await db.execute(_FINISH, values)).rowcount == 1
+
+
+async def set_aside(
+    db: AsyncConnection, event: Claimed, verdict: SetAside, now: datetime, *, failed: int = 1
+) -> bool:
+    """Makes the event a dead letter, unless the claim was lost to another worker."""
+    values = {
+        "id": event.id,
+        "attempt": event.attempt,
+        "now": now,
+        "reason": verdict.reason,
+        "error": verdict.error,
+        "failed": failed,
+        "letter_id": new_id("dead"),
+    }
+    return (await db.execute(_SET_ASIDE, values)).rowcount == 1
+
+
+async def try_again(db: AsyncConnection, event: Claimed, verdict: TryAgain) -> bool:
+    """Lets the event wait for its next attempt, unless the claim was lost to another worker."""
+    values = {
+        "id": event.id,
+        "attempt": event.attempt,
+        "error": verdict.error,
+        "after_seconds": verdict.after / timedelta(seconds=1),
+    }
+    return (await db.execute(_TRY_AGAIN, values)).rowcount == 1
+
+
+async def release_event(db: AsyncConnection, event: Claimed) -> None:
+    """Gives a claim back unused, so that nobody waits for its lease."""
+    await db.execute(_RELEASE, {"id": event.id, "attempt": event.attempt})
+
+
+async def count_pending(db: AsyncConnection) -> tuple[int, int, datetime | None]:
+    """How many events wait, how many of them are due, and when the oldest of them was received."""
+    waiting, due, oldest = (await db.execute(_PENDING)).one()
+    return waiting, due, oldest
