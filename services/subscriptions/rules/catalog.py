@@ -211,9 +211,7 @@ def _plan(code: str, position: int, described: Mapping[str, Any]) -> Plan:
         credit_cadence=described.get("credit_cadence", "per_cycle"),
         trial_days=described.get("trial_days", 0),
         trial_credits=described.get("trial_credits", 0),
-        limits={
-            path: None if value == "unlimited" else value for path, value in described["limits"].items()
-        },
+        limits={path: None if value == "unlimited" else value for path, value in described["limits"].items()},
     )
 
 

@@ -110,9 +110,7 @@ def from_json(stored: Iterable[Mapping[str, Any]]) -> tuple[ServiceEntitlement, 
             service["serviceCode"],
             service["enabled"],
             tuple(
-                Limit(
-                    limit["key"], limit["value"], limit["kind"], limit["graceSeconds"], limit["addon"]
-                )
+                Limit(limit["key"], limit["value"], limit["kind"], limit["graceSeconds"], limit["addon"])
                 for limit in service["limits"]
             ),
         )

@@ -19,7 +19,17 @@ from services.subscriptions.rules.events import TERMINAL, ProviderSubscription
 FAILING = frozenset({"pending", "halted"})
 _STAGE = {"created": 0, "authenticated": 1}
 # Decides only between two statuses of the same moment, the worse news last.
-_RANK = ("created", "authenticated", "paused", "active", "pending", "halted", "expired", "completed", "cancelled")
+_RANK = (
+    "created",
+    "authenticated",
+    "paused",
+    "active",
+    "pending",
+    "halted",
+    "expired",
+    "completed",
+    "cancelled",
+)
 NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 

@@ -1,0 +1,269 @@
+"""Decides what an event means: what it teaches us, what it pays for, and why it is ignored.
+
+A fact is keyed by what happened (the payment), never by the event that told of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Literal
+
+from services.subscriptions.rules import fence
+from services.subscriptions.rules.amounts import format_inr
+from services.subscriptions.rules.catalog import Plan
+from services.subscriptions.rules.events import PaymentEvent, ProviderPayment, ProviderSubscription
+from services.subscriptions.rules.fence import KnownSubscription, Verdict
+from services.subscriptions.rules.periods import paid_period
+from services.subscriptions.rules.purchases import PackPurchase
+
+Outcome = Literal["applied", "superseded", "ignored"]
+PROVIDER = "razorpay"
+# Not the provider's word: what VerifyPayment and SyncWithProvider learn by asking takes the webhook's way.
+CHARGE_SEEN = "billing.charge_seen"
+SNAPSHOT_SEEN = "billing.snapshot_seen"
+
+_ONE_TIME = frozenset({"payment.captured", "order.paid"})
+_NEVER_FUNDING = frozenset(
+    {"payment.authorized", "payment.failed", "payment.pending", "invoice.paid", "invoice.partially_paid"}
+)
+_RECORDED_ONLY = ("refund.", "payment.dispute.", "settlement.", "payment.downtime.", "token.", "invoice.")
+
+
+@dataclass(frozen=True)
+class Grant:
+    """Credits that a fact creates."""
+
+    tenant_id: str
+    reference_id: str
+    kind: str
+    bucket: Literal["subscription", "permanent"]
+    credits: int
+    expires_at: datetime | None
+    payment_id: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Payment:
+    """What a customer paid, for our mirror."""
+
+    id: str
+    tenant_id: str
+    purpose: Literal["plan_cycle", "credit_pack"]
+    razorpay_subscription_id: str | None
+    order_id: str
+    invoice_id: str
+    purchase_id: str | None
+    plan_id: str | None
+    billing_cycle: str | None
+    amount_paise: int
+    currency: str
+    method: str
+    period_start: datetime | None
+    period_end: datetime | None
+    received_at: datetime
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about money that a person must look at."""
+
+    check_type: str
+    severity: Literal["warning", "critical"]
+    observed: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What we hold that an event may be about, read under the tenant's lock."""
+
+    mode: str
+    tenant_known: bool = False
+    subscription: KnownSubscription | None = None
+    plan: Plan | None = None
+    purchase: PackPurchase | None = None
+    # The payment of the event is in our mirror already, by whichever event came first.
+    payment_known: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an event means; `subscription` is set when there is something new to store."""
+
+    outcome: Outcome
+    reason: str
+    subscription: KnownSubscription | None = None
+    payment: Payment | None = None
+    grant: Grant | None = None
+    purchase_paid: bool = False
+    finding: Finding | None = None
+    # The provider must be asked: the event leaves open what is true.
+    fetch: bool = False
+
+
+def decide(event: PaymentEvent, situation: Situation) -> Decision:
+    """The one place that says what each kind of event does."""
+    if event.provider != PROVIDER:
+        return _ignored("unknown_provider")
+    if event.mode != situation.mode:
+        return _ignored("other_mode")
+    match event.event_type:
+        case "subscription.charged" | "billing.charge_seen":
+            return _charge(event, situation)
+        case word if word.startswith("subscription.") or word == SNAPSHOT_SEEN:
+            return _snapshot(event, situation)
+        case word if word in _ONE_TIME:
+            return _one_time_payment(event, situation)
+        case word if word in _NEVER_FUNDING:
+            return _ignored("not_a_funding_fact")
+        case word if word.startswith(_RECORDED_ONLY):
+            return _ignored("recorded_only")
+        case _:
+            return _ignored("unknown_event")
+
+
+def _ignored(reason: str, finding: Finding | None = None) -> Decision:
+    return Decision("ignored", reason, finding=finding)
+
+
+def _snapshot(event: PaymentEvent, situation: Situation) -> Decision:
+    if event.subscription is None:
+        return _ignored("no_subscription")
+    if situation.subscription is None:
+        return _ignored("unknown_subscription" if situation.tenant_known else "unknown_tenant")
+    merged, verdict = fence.merge(situation.subscription, event.subscription, event.observed_at)
+    fetch = fence.ambiguous(situation.subscription, event.subscription, event.observed_at)
+    if verdict is Verdict.NEWS:
+        return Decision("applied", "subscription_updated", merged, fetch=fetch)
+    outcome: Outcome = "superseded" if verdict is Verdict.OLDER else "ignored"
+    return Decision(outcome, "older_snapshot" if outcome == "superseded" else "nothing_new", fetch=fetch)
+
+
+def _charge(event: PaymentEvent, situation: Situation) -> Decision:
+    learned = _snapshot(event, situation)
+    known, plan = situation.subscription, situation.plan
+    if known is None or plan is None or event.subscription is None:
+        return _charge_without_owner(event, situation, learned)
+    if event.payment is None or not event.payment.captured:
+        # A charge without its payment: the provider's invoices say which one it was.
+        return replace(learned, outcome="applied", reason="payment_missing", fetch=True)
+    if situation.payment_known:
+        return replace(learned, reason="already_funded")
+    return _fund_cycle(event, event.subscription, event.payment, known, plan, learned)
+
+
+def _charge_without_owner(event: PaymentEvent, situation: Situation, learned: Decision) -> Decision:
+    if not situation.tenant_known:
+        return learned
+    observed = {
+        "razorpaySubscriptionId": event.subscription.id if event.subscription else "",
+        "paymentId": event.payment.id if event.payment else "",
+    }
+    return replace(learned, finding=Finding("charge_without_subscription", "critical", observed))
+
+
+def _fund_cycle(
+    event: PaymentEvent,
+    snapshot: ProviderSubscription,
+    payment: ProviderPayment,
+    known: KnownSubscription,
+    plan: Plan,
+    learned: Decision,
+) -> Decision:
+    start, end = snapshot.current_start, snapshot.current_end
+    if event.invoice is not None and event.invoice.billing_end is not None:
+        start, end = event.invoice.billing_start, event.invoice.billing_end
+    period = paid_period(start, end, known.billing_cycle, event.received_at)
+    reference = f"{PROVIDER}:{payment.id}"
+    # A dripping year brings nothing now: GrantDueCredits grants its months as `<reference>:m<k>`.
+    drips = known.billing_cycle == "yearly" and plan.credit_cadence == "monthly"
+    credits = 0 if drips else plan.credits(known.billing_cycle)
+    grant = Grant(
+        tenant_id=known.tenant_id,
+        reference_id=reference,
+        kind="plan.cycle",
+        bucket="subscription",
+        credits=credits,
+        expires_at=period.credits_expire_at,
+        payment_id=payment.id,
+        description=f"{plan.name}, {known.billing_cycle}, paid {format_inr(payment.amount_paise)}",
+    )
+    late = Finding(
+        "late_charge",
+        "warning",
+        {"paymentId": payment.id, "razorpaySubscriptionId": known.id, "periodEnd": period.end.isoformat()},
+    )
+    return replace(
+        learned,
+        outcome="applied",
+        reason="granted" if credits else "drips_monthly",
+        payment=_mirror(event, payment, known.tenant_id, known=known, start=period.start, end=period.end),
+        grant=grant if credits else None,
+        finding=late if period.late else learned.finding,
+    )
+
+
+def _one_time_payment(event: PaymentEvent, situation: Situation) -> Decision:
+    payment, purchase = event.payment, situation.purchase
+    if payment is None:
+        return _ignored("no_payment")
+    if payment.invoice_id:
+        return _ignored("not_a_funding_fact")
+    if purchase is None:
+        return _ignored("unknown_order")
+    if not payment.captured:
+        return _ignored("not_captured")
+    observed = {"paymentId": payment.id, "purchaseId": purchase.id}
+    if (payment.amount_paise, payment.currency) != (purchase.amount_paise, purchase.currency):
+        observed |= {"paid": f"{payment.amount_paise} {payment.currency}"}
+        observed |= {"asked": f"{purchase.amount_paise} {purchase.currency}"}
+        return _ignored("amount_mismatch", Finding("purchase_amount_mismatch", "critical", observed))
+    if purchase.payment_id == payment.id or situation.payment_known:
+        return _ignored("already_funded")
+    if purchase.payment_id is not None:
+        return _ignored("purchase_already_paid", Finding("purchase_paid_twice", "critical", observed))
+    return Decision(
+        "applied",
+        "granted",
+        payment=_mirror(event, payment, purchase.tenant_id, purchase=purchase),
+        purchase_paid=True,
+        grant=Grant(
+            tenant_id=purchase.tenant_id,
+            reference_id=f"{PROVIDER}:{payment.id}",
+            kind="credit_pack",
+            bucket="permanent",
+            credits=purchase.credits,
+            expires_at=None,
+            payment_id=payment.id,
+            description=f"Credit pack {purchase.pack_id}, paid {format_inr(payment.amount_paise)}",
+        ),
+    )
+
+
+def _mirror(
+    event: PaymentEvent,
+    payment: ProviderPayment,
+    tenant_id: str,
+    *,
+    known: KnownSubscription | None = None,
+    purchase: PackPurchase | None = None,
+    start: datetime | None = None,
+    end: datetime | None = None,
+) -> Payment:
+    return Payment(
+        id=payment.id,
+        tenant_id=tenant_id,
+        purpose="plan_cycle" if known else "credit_pack",
+        razorpay_subscription_id=known.id if known else None,
+        order_id=payment.order_id,
+        invoice_id=payment.invoice_id,
+        purchase_id=purchase.id if purchase else None,
+        plan_id=known.plan_id if known else None,
+        billing_cycle=known.billing_cycle if known else None,
+        amount_paise=payment.amount_paise,
+        currency=payment.currency,
+        method=payment.method,
+        period_start=start,
+        period_end=end,
+        received_at=event.received_at,
+    )

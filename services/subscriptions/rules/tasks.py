@@ -1,0 +1,102 @@
+"""What is owed to the ledger or the provider, keyed by the fact that caused it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from services.subscriptions.rules.entitlements import ServiceEntitlement, as_json
+from services.subscriptions.rules.fence import KnownSubscription
+from services.subscriptions.rules.funding import Grant
+
+ATTEMPTS_MAX = 10
+BACKOFF_BASE_SECONDS = 30
+BACKOFF_MAX_SECONDS = 4 * 3600
+# Longer than any attempt: until then nobody else takes the task.
+LEASE = timedelta(seconds=45)
+
+Counterpart = Literal["ledger", "provider"]
+
+
+@dataclass(frozen=True)
+class NewTask:
+    """A task to be written; a second one with the same key is the same task."""
+
+    tenant_id: str
+    task_type: str
+    counterpart: Counterpart
+    idempotency_key: str
+    payload: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as it stands."""
+
+    id: str
+    position: int
+    tenant_id: str
+    task_type: str
+    counterpart: Counterpart
+    idempotency_key: str
+    payload: Mapping[str, Any]
+    attempts: int
+    last_error: str | None
+    next_attempt_at: datetime
+    completed_at: datetime | None
+    abandoned_at: datetime | None
+    created_at: datetime
+
+
+def grant_credits(grant: Grant) -> NewTask:
+    """Owes the ledger a grant."""
+    return NewTask(
+        grant.tenant_id,
+        "grant_credits",
+        "ledger",
+        f"grant:{grant.reference_id}",
+        {
+            "referenceId": grant.reference_id,
+            "bucket": grant.bucket,
+            "credits": grant.credits,
+            "expiresAt": grant.expires_at.isoformat() if grant.expires_at else None,
+            "reason": grant.kind,
+            "description": grant.description,
+            "paymentId": grant.payment_id,
+        },
+    )
+
+
+def push_entitlements(
+    tenant_id: str, version: int, plan_id: str, services: Sequence[ServiceEntitlement]
+) -> NewTask:
+    """Owes the ledger a tenant's limits."""
+    return NewTask(
+        tenant_id,
+        "push_entitlements",
+        "ledger",
+        f"entitlements:{version}",
+        {"version": version, "planCode": plan_id, "services": as_json(services)},
+    )
+
+
+def cancel_subscription(known: KnownSubscription, why: str) -> NewTask:
+    """Owes the provider the end of a subscription, so that it never charges again."""
+    return NewTask(
+        known.tenant_id,
+        "cancel_provider_subscription",
+        "provider",
+        f"cancel:{known.id}",
+        {"razorpaySubscriptionId": known.id, "why": why},
+    )
+
+
+def fetch_and_apply(known: KnownSubscription, cause: str) -> NewTask:
+    """Owes ourselves the provider's own word on a subscription; `cause` names the event that left it open."""
+    return NewTask(
+        known.tenant_id,
+        "fetch_and_apply",
+        "provider",
+        f"fetch:{known.id}:{cause}",
+        {"razorpaySubscriptionId": known.id, "cause": cause},
+    )

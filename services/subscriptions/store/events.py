@@ -1,0 +1,104 @@
+"""Decided events, and the mirror of what they told about money."""
+
+from dataclasses import asdict
+from datetime import datetime
+
+from sqlalchemy import and_, or_, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.subscriptions import tables
+from services.subscriptions.rules.events import PaymentEvent
+from services.subscriptions.rules.funding import Decision, Grant, Payment
+from shared.ids import new_id
+
+# Two workers may decide one event at once; this constraint lets one of them.
+DECIDED_ONCE = ("processed_payment_events_once", "processed_payment_events_key")
+
+
+async def find_decided(
+    db: AsyncConnection, event: PaymentEvent, idempotency_key: str
+) -> tuple[str, str | None, str] | None:
+    """(reason, tenant, body hash) of an event that was decided before, by its identity or by its key."""
+    table = tables.processed_payment_events
+    row = (
+        await db.execute(
+            select(table.c.reason, table.c.tenant_id, table.c.body_sha256)
+            .where(
+                or_(
+                    table.c.idempotency_key == idempotency_key,
+                    and_(
+                        table.c.provider == event.provider,
+                        table.c.account_id == event.account_id,
+                        table.c.mode == event.mode,
+                        table.c.body_sha256 == event.body_sha256,
+                    ),
+                )
+            )
+            .limit(1)
+        )
+    ).one_or_none()
+    return (row.reason, row.tenant_id, row.body_sha256) if row else None
+
+
+async def insert_decided(
+    db: AsyncConnection,
+    event: PaymentEvent,
+    decision: Decision,
+    *,
+    idempotency_key: str,
+    tenant_id: str | None,
+    processed_at: datetime,
+) -> None:
+    """Record the decision about an event, whatever it was."""
+    await db.execute(
+        insert(tables.processed_payment_events).values(
+            id=new_id("evt"),
+            provider=event.provider,
+            account_id=event.account_id,
+            mode=event.mode,
+            body_sha256=event.body_sha256,
+            idempotency_key=idempotency_key,
+            event_id=event.event_id,
+            event_type=event.event_type,
+            tenant_id=tenant_id,
+            razorpay_subscription_id=event.subscription.id if event.subscription else None,
+            payment_id=event.payment.id if event.payment else None,
+            outcome=decision.outcome,
+            reason=decision.reason,
+            occurred_at=event.occurred_at,
+            received_at=event.received_at,
+            processed_at=processed_at,
+        )
+    )
+
+
+async def find_payment_tenant(db: AsyncConnection, payment_id: str) -> str | None:
+    """Whose payment it was, if it is in our mirror."""
+    return await db.scalar(select(tables.payments.c.tenant_id).where(tables.payments.c.id == payment_id))
+
+
+async def insert_payment(db: AsyncConnection, payment: Payment) -> None:
+    """Mirror a captured payment."""
+    await db.execute(
+        insert(tables.payments).values(**asdict(payment), provider="razorpay", status="captured")
+    )
+
+
+async def insert_grant(db: AsyncConnection, grant: Grant) -> bool:
+    """Decide to create credits; False if this fact has created its credits."""
+    result = await db.execute(
+        insert(tables.credit_grants)
+        .values(
+            id=new_id("grt"),
+            tenant_id=grant.tenant_id,
+            reference_id=grant.reference_id,
+            kind=grant.kind,
+            bucket=grant.bucket,
+            credits=grant.credits,
+            expires_at=grant.expires_at,
+            payment_id=grant.payment_id,
+        )
+        .on_conflict_do_nothing(constraint="credit_grants_fund_once")
+    )
+    return result.rowcount == 1
