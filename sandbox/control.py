@@ -70,7 +70,11 @@ ACTS: dict[str, Act] = {
         world, subscription_id, body.get("outcomes", [])
     ),
     "orders/{id}/pay": lambda world, order_id, body: payments.pay_order(
-        world, order_id, method=body.get("method", "card"), payment_id=body.get("payment_id")
+        world,
+        order_id,
+        method=body.get("method", "card"),
+        description=body.get("description"),
+        payment_id=body.get("payment_id"),
     ),
     "orders/{id}/fail": lambda world, order_id, body: payments.fail_order(
         world, order_id, method=body.get("method", "upi")
@@ -125,6 +129,8 @@ def _guarded(
             return JSONResponse(handler(await _body(request), dict(request.path_params)))
         except Refusal as refusal:
             return JSONResponse(refusal.envelope(), status_code=refusal.status)
+        except (TypeError, ValueError) as error:
+            return JSONResponse(Refusal(f"A field has the wrong type: {error}").envelope(), status_code=400)
 
     return endpoint
 
@@ -142,21 +148,20 @@ async def _body(request: Request) -> Entity:
 
 def _acting(till: Till, act: Act) -> Callable[[Entity, dict[str, str]], list[Entity]]:
     def handler(body: Entity, path: dict[str, str]) -> list[Entity]:
-        _, deliveries = till.ring_up(lambda world: act(world, path["id"], body))
-        return _deliver(till, body, deliveries)
+        _, deliveries = till.ring_up(
+            lambda world: act(world, path["id"], body),
+            deliver=body.get("deliver", True),
+            manners=_manners(body),
+        )
+        return [_shown(delivery) for delivery in deliveries]
 
     return handler
 
 
-def _deliver(till: Till, body: Entity, deliveries: list[Delivery]) -> list[Entity]:
-    if body.get("deliver", True):
-        manners = Manners(
-            duplicates=int(body.get("duplicates", 0)),
-            shuffle=bool(body.get("shuffle")),
-            seed=body.get("seed"),
-        )
-        till.send(deliveries, manners)
-    return [_shown(delivery) for delivery in deliveries]
+def _manners(body: Entity) -> Manners:
+    return Manners(
+        duplicates=int(body.get("duplicates", 0)), shuffle=bool(body.get("shuffle")), seed=body.get("seed")
+    )
 
 
 def _shown(delivery: Delivery) -> Entity:
@@ -172,9 +177,13 @@ def _tick(till: Till, body: Entity) -> list[Entity]:
         if not waiting:
             break
         for subscription_id in waiting:
-            _, deliveries = till.ring_up(partial(due.step, subscription_id=subscription_id))
+            _, deliveries = till.ring_up(
+                partial(due.step, subscription_id=subscription_id),
+                deliver=body.get("deliver", True),
+                manners=_manners(body),
+            )
             done += deliveries
-    return _deliver(till, body, done)
+    return [_shown(delivery) for delivery in done]
 
 
 def _checkout_signature(till: Till, body: Entity) -> Entity:

@@ -90,18 +90,19 @@ class Till:
             scale=settings.sandbox_retry_scale,
         )
 
-    def ring_up(self, change: Callable[[World], Result]) -> tuple[Result, list[Delivery]]:
-        """Runs the change and keeps it; a refusal leaves no trace."""
+    def ring_up(
+        self, change: Callable[[World], Result], *, deliver: bool = True, manners: Manners | None = None
+    ) -> tuple[Result, list[Delivery]]:
+        """Runs the change and keeps it together with its deliveries; a refusal leaves no trace."""
         try:
             result = change(self.world)
+            deliveries = self.sender.build(self.world.events(), deliver=deliver)
+            self.world.commit()
         except BaseException:
             self.world.rollback()
             raise
-        return result, self.sender.build(self.world.commit())
-
-    def send(self, deliveries: list[Delivery], manners: Manners | None = None) -> None:
-        """Queues deliveries to the registered endpoint."""
-        self.sender.send(deliveries, manners)
+        self.sender.queue(deliveries, manners or Manners())
+        return result, deliveries
 
     def checkout_signature(
         self, payment_id: str, *, order_id: str | None, subscription_id: str | None

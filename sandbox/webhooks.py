@@ -152,31 +152,34 @@ class Sender:
         )
         self._world.commit()
 
-    def build(self, events: list[Event]) -> list[Delivery]:
-        """Signed deliveries, each with an event id of its own; kept, not yet sent."""
+    def build(self, events: list[Event], *, deliver: bool) -> list[Delivery]:
+        """Stages a signed delivery for each event, with an id of its own; without an endpoint it is not sent."""
+        url = self.url if deliver and not self.disabled else None
         deliveries = []
         for event in events:
             body = serialise(event, self._world.account_id)
             signature = sign(self._secret, body)
-            deliveries.append(Delivery(event.name, ids.token(14), body, signature, event.created_at))
-        self._save(*deliveries)
+            delivery = Delivery(event.name, ids.token(14), body, signature, event.created_at)
+            if url:
+                delivery.url, delivery.status = url, "queued"
+            self._world.add("delivery", delivery.as_entity())
+            deliveries.append(delivery)
         return deliveries
 
-    def send(self, deliveries: list[Delivery], manners: Manners | None = None) -> None:
-        """Queues them to the registered endpoint; without one they stay where they are."""
-        if self.url is None or self.disabled:
-            return
-        for delivery in deliveries:
-            delivery.url, delivery.status = self.url, "queued"
-        self._save(*deliveries)
-        for delivery in (manners or Manners()).order(deliveries):
-            self._queue.put_nowait(delivery)
+    def queue(self, deliveries: list[Delivery], manners: Manners) -> None:
+        """Lets go of what `build` marked for sending."""
+        for delivery in manners.order(deliveries):
+            if delivery.status == "queued":
+                self._queue.put_nowait(delivery)
 
     def replay(self, event_id: str) -> Delivery:
         """The same body and event id once more, signed with the secret of today."""
         delivery = Delivery.from_entity(self._world.get("delivery", event_id).entity)
         delivery.signature = sign(self._secret, delivery.body)
-        self.send([delivery])
+        if self.url and not self.disabled:
+            delivery.url, delivery.status = self.url, "queued"
+            self._save(delivery)
+            self.queue([delivery], Manners())
         return delivery
 
     def list(self) -> list[Entity]:
@@ -240,9 +243,8 @@ class Sender:
         log.info("webhook sent", event_name=delivery.event, event_id=delivery.event_id, **outcome)
         return accepted
 
-    def _save(self, *deliveries: Delivery) -> None:
-        for delivery in deliveries:
-            self._world.add("delivery", delivery.as_entity())
+    def _save(self, delivery: Delivery) -> None:
+        self._world.add("delivery", delivery.as_entity())
         self._world.commit()
         old = self._world.all("delivery")[:-KEPT_DELIVERIES]
         self._world.remove(

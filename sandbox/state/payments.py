@@ -52,7 +52,14 @@ def instrument(
     }
 
 
-def pay_order(world: World, order_id: str, *, method: str, payment_id: str | None = None) -> Record:
+def pay_order(
+    world: World,
+    order_id: str,
+    *,
+    method: str,
+    description: str | None = None,
+    payment_id: str | None = None,
+) -> Record:
     """The customer pays: captured at once unless the order asks for manual capture. A failed payment may come back."""
     order = world.edit("order", order_id)
     if order.entity["status"] == "paid":
@@ -65,7 +72,7 @@ def pay_order(world: World, order_id: str, *, method: str, payment_id: str | Non
             raise Refusal("Only a failed payment of this order can come back", field="payment_id")
         _clear_failure(payment)
     else:
-        payment = authorize(world, order, instrument(method), description=order.inner.get("description"))
+        payment = authorize(world, order, instrument(method), description=description)
     world.emit("payment.authorized", ["payment"], payment=payment.entity)
     if order.inner["capture"]:
         take(world, payment, order)

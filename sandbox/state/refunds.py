@@ -136,7 +136,12 @@ def settle_dispute(world: World, dispute_id: str, outcome: str) -> Record:
     if outcome == "lost":
         dispute.entity["amount_deducted"] = dispute.entity["amount"]
     if outcome in ("won", "under_review"):
-        dispute.entity["evidence"] |= {"summary": "usage logs attached", "submitted_at": world.now()}
+        dispute.entity["evidence"] |= {
+            "summary": "usage logs attached",
+            "access_activity_log": [ids.new_id("doc")],
+            "others": [{"type": "invoice_copy", "document_ids": [ids.new_id("doc")]}],
+            "submitted_at": world.now(),
+        }
     _announce_dispute(world, outcome, dispute)
     return dispute
 

@@ -146,15 +146,18 @@ class World:
         """Stages an event with a snapshot of its entities as they are now."""
         self._events.append(Event(name, contains, copy.deepcopy(payload), self.now()))
 
-    def commit(self) -> list[Event]:
-        """Keeps and journals what was staged; answers the events it caused, in order."""
-        records, events = list(self._staged.values()), self._events
+    def events(self) -> list[Event]:
+        """The staged events, in order."""
+        return list(self._events)
+
+    def commit(self) -> None:
+        """Keeps and journals what was staged, in one line."""
+        records = list(self._staged.values())
         self.rollback()
         if records and self._journal is not None:
             self._journal.append(records)
         for record in records:
             self._keep(record)
-        return events
 
     def rollback(self) -> None:
         """Forgets what was staged."""
