@@ -8,7 +8,7 @@ from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.scheduler.rules import Alert, Severity
+from services.scheduler.rules import Alert
 from services.scheduler.store.runs import lease_end
 from services.scheduler.tables import NOT_RECOVERED, alerts
 from shared.ids import new_id
@@ -23,7 +23,6 @@ class Unsent:
 
     id: str
     news: str
-    severity: Severity
     title: str
     tenant_id: str | None
     evidence: dict[str, str]
@@ -102,7 +101,6 @@ async def claim_unsent(
         Unsent(
             id=row.id,
             news=row.severity if row.recovered_at is None else "recovery",
-            severity=Severity(row.severity),
             title=row.title,
             tenant_id=row.tenant_id,
             evidence=row.evidence,
