@@ -54,7 +54,7 @@ class World:
 
     def environment(self, program: Program) -> dict[str, str]:
         """The whole environment of a program: what is not named here does not reach it."""
-        own = f"{program.name.upper()}_"
+        own = (f"{program.name.upper()}_", *(("RAZORPAY_",) if program.knows_provider else ()))
         passed = {
             name: value
             for name, value in os.environ.items()

@@ -36,8 +36,9 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
+from suite.binaries import NoPostgres
 from suite.migrate import LOGINS, migrate
-from suite.postgres import EmbeddedPostgres
+from suite.postgres import EmbeddedPostgres, PostgresError
 from tests.suite.running import RunningSuite
 
 CLUSTER = "TEST_CLUSTER"
@@ -75,8 +76,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
     _remove_leavings_of_killed_runs()
-    _cluster = Cluster()
-    _cluster.start()
+    try:
+        _cluster = Cluster()
+        _cluster.start()
+    except (NoPostgres, PostgresError) as error:
+        pytest.exit(f"the tests need a PostgreSQL: {error}", returncode=2)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
