@@ -1,0 +1,195 @@
+"""One function for each thing that the ledger can do. What changes credits goes through the lanes."""
+
+import asyncio
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.ledger import errors
+from services.ledger.lanes import Lanes
+from services.ledger.rules import lots
+from services.ledger.rules.batch import Settled
+from services.ledger.rules.limits import LimitDecision, LimitState, ServiceEntitlement, decide
+from services.ledger.rules.model import GENESIS, Account, Debit, Entry, Grant, Lot, Outcome, Settle, Totals, Transaction
+from services.ledger.store import entitlements, reads
+from shared import clock
+from shared.database import transaction
+
+SETTLE_PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What the actions work with: the lanes write credits, the engine serves everything else."""
+
+    engine: AsyncEngine
+    lanes: Lanes
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceView:
+    """A balance and the lots that it is made of."""
+
+    totals: Totals
+    lots: tuple[Lot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """A stored transaction and its lines."""
+
+    transaction: Transaction
+    entries: tuple[Entry, ...]
+
+
+async def debit(ledger: Ledger, debit: Debit) -> Outcome:
+    """Take credits, once per key; InsufficientCredits and ConditionFailed are remembered under it."""
+    return await _book(ledger, debit)
+
+
+async def grant_credits(ledger: Ledger, grant: Grant) -> Outcome:
+    """Create a lot, once per reference, and the account if there is none."""
+    return await _book(ledger, grant)
+
+
+async def get_balance(
+    ledger: Ledger, tenant_id: str, *, as_of_seq: int | None = None, as_of: datetime | None = None
+) -> BalanceView:
+    """What the tenant has now, or had after a line or at a moment; expiries due by then are already subtracted."""
+    async with ledger.engine.connect() as db:
+        found = await reads.find_account(db, tenant_id, clock.offset())
+        if found is None:
+            raise _unknown_tenant(tenant_id)
+        account, now = found
+        if as_of_seq is None and as_of is None:
+            return _view(account, now)
+        line = await reads.find_line(db, tenant_id, seq=as_of_seq, at=as_of)
+        if line is None and as_of_seq is not None:
+            raise errors.UnknownTransaction(f"there is no line {as_of_seq}", as_of_seq=as_of_seq)
+        seq, at = line or (0, as_of or now)
+        then = await reads.list_lots_at(db, tenant_id, seq)
+        return _view(replace(account, seq=seq, lots=then), as_of or at)
+
+
+async def list_transactions(
+    ledger: Ledger, tenant_id: str, *, before: str | None, reason_prefix: str, rejected: bool, page: int
+) -> list[Booked]:
+    """Transactions, newest first, with their lines; one more than `page` when there are more."""
+    async with ledger.engine.connect() as db:
+        await _require_tenant(db, tenant_id)
+        found = await reads.list_transactions(
+            db, tenant_id, before=before, reason=reason_prefix or None, rejected=rejected, page=page + 1
+        )
+    return [Booked(record.transaction, entries) for record, entries in found]
+
+
+async def get_transaction(
+    ledger: Ledger, tenant_id: str, *, transaction_id: str | None, idempotency_key: str | None
+) -> Booked:
+    """One transaction, by its id or by the key it was asked under."""
+    async with ledger.engine.connect() as db:
+        found = await reads.find_transaction(
+            db, tenant_id, transaction_id=transaction_id, idempotency_key=idempotency_key
+        )
+    if found is None:
+        raise errors.UnknownTransaction(
+            "there is no such transaction", transaction_id=transaction_id or "", idempotency_key=idempotency_key or ""
+        )
+    return Booked(found[0].transaction, found[1])
+
+
+async def list_grants(ledger: Ledger, tenant_id: str, *, before: int | None, page: int) -> list[Lot]:
+    """Grants, newest first; one more than `page` when there are more."""
+    async with ledger.engine.connect() as db:
+        await _require_tenant(db, tenant_id)
+        return await reads.list_grants(db, tenant_id, before=before, page=page + 1)
+
+
+async def set_entitlements(
+    ledger: Ledger, tenant_id: str, *, version: int, plan_code: str, services: list[ServiceEntitlement]
+) -> tuple[bool, int]:
+    """Replace what the tenant may use if `version` is newer: (whether it holds now, the version stored)."""
+    now = clock.now()
+    async with transaction(ledger.engine) as db:
+        await entitlements.open_account(db, tenant_id, genesis=GENESIS, now=now)
+        stored = await entitlements.lock_version(db, tenant_id)
+        if version > stored:
+            await entitlements.replace(db, tenant_id, services, version=version, plan_code=plan_code, now=now)
+    return version >= stored, max(version, stored)
+
+
+async def get_entitlements(ledger: Ledger, tenant_id: str) -> tuple[int, str, list[ServiceEntitlement]]:
+    """(version, plan, services) as pushed last."""
+    async with ledger.engine.connect() as db:
+        found = await entitlements.find_entitlements(db, tenant_id)
+    if found is None:
+        raise _unknown_tenant(tenant_id)
+    return found
+
+
+async def list_usage(
+    ledger: Ledger, tenant_id: str, *, after: str, page: int
+) -> list[tuple[str, int, datetime]]:
+    """(limit key, used, when it changed), by key; one more than `page` when there are more."""
+    async with ledger.engine.connect() as db:
+        await _require_tenant(db, tenant_id)
+        return await entitlements.list_usage(db, tenant_id, after=after, page=page + 1)
+
+
+async def check_limit(
+    ledger: Ledger, tenant_id: str, limit_key: str, *, requested: int, current_usage: int | None
+) -> tuple[LimitDecision, LimitState]:
+    """What the limit says about `requested` more, from what is stored now."""
+    async with ledger.engine.connect() as db:
+        state = await entitlements.find_limit(db, tenant_id, limit_key, clock.offset())
+    if state is None:
+        raise _unknown_tenant(tenant_id)
+    if state.limit is None and state.enabled:
+        raise errors.UnknownLimit(f"the tenant's plan has no limit {limit_key}", limit_key=limit_key)
+    return decide(state, requested, current_usage), state
+
+
+async def settle_expired(ledger: Ledger, *, dry_run: bool, time_left_seconds: float) -> tuple[int, int]:
+    """Write down expiries that are due, tenant by tenant, as long as there is time: (lots, credits)."""
+    offset = clock.offset()
+    async with ledger.engine.connect() as db:
+        if dry_run:
+            return await reads.count_due(db, offset)
+    ends_at = asyncio.get_running_loop().time() + time_left_seconds / 2
+    settled_lots = settled_credits = 0
+    while asyncio.get_running_loop().time() < ends_at:
+        tenants = await _list_due(ledger, offset)
+        if not tenants:
+            break
+        for settled in await asyncio.gather(*(ledger.lanes.submit(Settle(tenant_id)) for tenant_id in tenants)):
+            if isinstance(settled, Settled):
+                settled_lots += len(settled.expiries)
+                settled_credits -= sum(expiry.transaction.amount for expiry in settled.expiries)
+    return settled_lots, settled_credits
+
+
+async def _list_due(ledger: Ledger, offset: timedelta) -> list[str]:
+    async with ledger.engine.connect() as db:
+        return await reads.list_tenants_due(db, offset, SETTLE_PAGE)
+
+
+async def _book(ledger: Ledger, operation: Debit | Grant) -> Outcome:
+    outcome = await ledger.lanes.submit(operation)
+    if not isinstance(outcome, Outcome):
+        raise TypeError(f"a lane answered {type(outcome).__name__}")
+    return outcome
+
+
+def _view(account: Account, at: datetime) -> BalanceView:
+    alive = tuple(lot for lot in account.lots if lot.live(at) or lot.held)
+    return BalanceView(lots.totals(account, at), alive)
+
+
+async def _require_tenant(db: reads.AsyncConnection, tenant_id: str) -> None:
+    if await reads.find_account(db, tenant_id, timedelta()) is None:
+        raise _unknown_tenant(tenant_id)
+
+
+def _unknown_tenant(tenant_id: str) -> errors.UnknownTenant:
+    return errors.UnknownTenant(f"tenant {tenant_id} has no account; provision it first", tenant_id=tenant_id)

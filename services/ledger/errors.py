@@ -1,0 +1,62 @@
+"""Every refusal of the ledger; the reasons are those of the contract's ErrorReason.
+
+FailedPrecondition
+├── InsufficientCredits      remembered under its key
+├── ConditionFailed          remembered
+├── IdempotencyKeyReused
+├── AccountFrozen
+└── DuplicateReference
+NotFound
+├── UnknownTenant
+├── UnknownTransaction
+└── UnknownLimit
+InvalidArgument ── AlreadyExpired
+ResourceExhausted ── LaneFull
+"""
+
+from shared import errors
+
+
+class InsufficientCredits(errors.FailedPrecondition):
+    reason = "INSUFFICIENT_CREDITS"
+
+
+class ConditionFailed(errors.FailedPrecondition):
+    reason = "CONDITION_FAILED"
+
+
+class IdempotencyKeyReused(errors.FailedPrecondition):
+    reason = "IDEMPOTENCY_KEY_REUSED"
+
+
+class AccountFrozen(errors.FailedPrecondition):
+    reason = "ACCOUNT_FROZEN"
+
+
+class DuplicateReference(errors.FailedPrecondition):
+    reason = "DUPLICATE_REFERENCE"
+
+
+class UnknownTenant(errors.NotFound):
+    reason = "UNKNOWN_TENANT"
+
+
+class UnknownTransaction(errors.NotFound):
+    reason = "UNKNOWN_TRANSACTION"
+
+
+class UnknownLimit(errors.NotFound):
+    reason = "UNKNOWN_LIMIT"
+
+
+class AlreadyExpired(errors.InvalidArgument):
+    reason = "ALREADY_EXPIRED"
+
+
+class LaneFull(errors.ResourceExhausted):
+    reason = "LANE_FULL"
+
+
+# Refusals that are an answer: stored under their key and repeated, so that a retry after a top-up cannot charge
+# for work that the caller gave up.
+REMEMBERED: tuple[type[errors.FailedPrecondition], ...] = (InsufficientCredits, ConditionFailed)

@@ -1,0 +1,151 @@
+"""The rules' values as messages of the contract, and back."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from billing.ledger.v1 import ledger_pb2 as pb
+from billing.ledger.v1 import types_pb2 as types
+from services.ledger.rules import limits, model
+
+
+def moment(timestamp: Timestamp) -> datetime:
+    """An aware UTC datetime, to the microsecond."""
+    return timestamp.ToDatetime(tzinfo=UTC)
+
+
+def bucket(name: str) -> types.Bucket:
+    """The bucket of this name."""
+    return types.Bucket.Value(f"BUCKET_{name.upper()}")
+
+
+def bucket_name(value: types.Bucket) -> str:
+    """The name of this bucket."""
+    return types.Bucket.Name(value).removeprefix("BUCKET_").lower()
+
+
+def transaction(value: model.Transaction, entries: Iterable[model.Entry]) -> types.Transaction:
+    """A transaction with its lines, summed by bucket."""
+    lines = list(entries)
+    moved: dict[str, int] = {}
+    for entry in lines:
+        moved[entry.bucket] = moved.get(entry.bucket, 0) + entry.d_posted
+    return types.Transaction(
+        id=value.id,
+        tenant_id=value.tenant_id,
+        idempotency_key=value.idempotency_key,
+        kind=types.TransactionKind.Value(f"TRANSACTION_KIND_{value.kind.upper()}"),
+        status=types.TransactionStatus.Value(f"TRANSACTION_STATUS_{value.status.upper()}"),
+        amount=value.amount,
+        reason=value.reason,
+        description=value.description,
+        reference_id=value.reference_id,
+        hold_id=value.hold_id,
+        refunded_transaction_id=value.refunded_transaction_id,
+        buckets=[types.BucketAmount(bucket=bucket(name), credits=credits) for name, credits in moved.items()],
+        entries=[_entry(entry) for entry in lines],
+        first_seq=value.first_seq,
+        last_seq=value.last_seq,
+        created_at=value.created_at,
+        metadata=value.metadata,
+    )
+
+
+def balance(totals: model.Totals, lots: Iterable[model.Lot] = ()) -> types.Balance:
+    """A balance; operations answer it without its lots."""
+    return types.Balance(
+        available=totals.available,
+        held=totals.held,
+        posted=totals.posted,
+        buckets=[
+            types.BucketBalance(
+                bucket=bucket(each.bucket), credits=each.credits, held=each.held, next_expires_at=each.next_expires_at
+            )
+            for each in totals.buckets
+        ],
+        lots=[lot(each) for each in lots],
+        next_expires_at=totals.next_expires_at,
+        as_of_seq=totals.as_of_seq,
+        as_of=totals.as_of,
+    )
+
+
+def lot(value: model.Lot) -> types.Lot:
+    """What is left of one grant."""
+    return types.Lot(
+        lot=value.lot,
+        bucket=bucket(value.bucket),
+        granted=value.granted,
+        remaining=value.remaining,
+        held=value.held,
+        expires_at=value.expires_at,
+        reference_id=value.reference_id,
+        created_at=value.created_at,
+    )
+
+
+def limit_decision(value: limits.LimitDecision) -> pb.LimitDecision:
+    """What a limit says."""
+    return pb.LimitDecision(
+        limit_key=value.limit_key,
+        allowed=value.allowed,
+        reason=pb.LimitReason.Value(f"LIMIT_REASON_{value.reason.upper()}"),
+        limit=value.limit,
+        used=value.used,
+        remaining=value.remaining,
+        kind=types.LimitKind.Value(f"LIMIT_KIND_{value.kind.upper()}"),
+        grace_expires_at=value.grace_expires_at,
+        addon=value.addon,
+    )
+
+
+def service_entitlement(value: limits.ServiceEntitlement) -> types.ServiceEntitlement:
+    """What a tenant may use of one service."""
+    return types.ServiceEntitlement(
+        service_code=value.service_code,
+        enabled=value.enabled,
+        limits=[
+            types.Limit(
+                key=limit.key,
+                value=limit.value,
+                unlimited=True if limit.value is None else None,
+                kind=types.LimitKind.Value(f"LIMIT_KIND_{limit.kind.upper()}"),
+                grace_seconds=limit.grace_seconds,
+                addon=limit.addon,
+            )
+            for limit in value.limits
+        ],
+    )
+
+
+def service_entitlement_of(message: types.ServiceEntitlement) -> limits.ServiceEntitlement:
+    """The same, from a message."""
+    return limits.ServiceEntitlement(
+        service_code=message.service_code,
+        enabled=message.enabled,
+        limits=tuple(
+            limits.Limit(
+                key=limit.key,
+                value=None if limit.WhichOneof("ceiling") == "unlimited" else limit.value,
+                kind=limits.SOFT if limit.kind == types.LIMIT_KIND_SOFT else limits.HARD,
+                grace_seconds=limit.grace_seconds,
+                addon=limit.addon,
+            )
+            for limit in message.limits
+        ),
+    )
+
+
+def _entry(value: model.Entry) -> types.Entry:
+    return types.Entry(
+        seq=value.seq,
+        lot=value.lot,
+        bucket=bucket(value.bucket),
+        d_posted=value.d_posted,
+        d_held=value.d_held,
+        lot_posted_after=value.lot_posted_after,
+        lot_held_after=value.lot_held_after,
+        account_posted_after=value.account_posted_after,
+        at=value.at,
+    )

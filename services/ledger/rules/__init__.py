@@ -1,0 +1,1 @@
+"""Pure decisions over frozen values: no I/O and no clock. Start with `operations.apply`."""

@@ -1,0 +1,147 @@
+"""Questions about credits, answered from committed rows in one snapshot each."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.ledger.rules import lots
+from services.ledger.rules.model import Account, Entry, Lot, Record
+from services.ledger.store.lane import ENTRY, RECORD
+from services.ledger.store.rows import entry_of, record_of
+
+# One statement, so that the account and its lots are of one moment.
+ACCOUNT = """
+SELECT a.tenant_id, a.seq, a.last_at, a.chain_head, a.state, a.frozen_reason, a.next_lot,
+       clock_timestamp() + make_interval(secs => :offset),
+       b.lot, b.bucket, b.priority, b.granted, b.remaining, b.held, b.expires_at, b.reference_id,
+       b.grant_transaction_id, b.created_at
+FROM tenant_credits a LEFT JOIN credit_buckets b ON b.tenant_id = a.tenant_id AND NOT b.closed
+WHERE a.tenant_id = :tenant_id"""
+
+# What every lot held after its last line up to a seq: the lines themselves, not the current rows.
+LOTS_AT_SEQ = """
+SELECT b.lot, b.bucket, b.priority, b.granted, e.lot_posted_after, e.lot_held_after, b.expires_at, b.reference_id,
+       b.grant_transaction_id, b.created_at
+FROM (SELECT DISTINCT ON (lot) lot, lot_posted_after, lot_held_after FROM credit_entries
+      WHERE tenant_id = :tenant_id AND seq <= :seq ORDER BY lot, seq DESC) e
+JOIN credit_buckets b ON b.tenant_id = :tenant_id AND b.lot = e.lot
+WHERE e.lot_posted_after > 0"""
+
+SEQ_AT = "SELECT seq, at FROM credit_entries WHERE tenant_id = :tenant_id AND at <= :at ORDER BY seq DESC LIMIT 1"
+LINE = "SELECT seq, at FROM credit_entries WHERE tenant_id = :tenant_id AND seq = :seq"
+
+# Newest first by id, which sorts as the operations were decided. Nulls switch a filter off.
+TRANSACTIONS = f"""
+SELECT {RECORD} FROM credit_transactions t
+WHERE t.tenant_id = :tenant_id AND (CAST(:before AS text) IS NULL OR t.id < :before)
+  AND (CAST(:reason AS text) IS NULL OR starts_with(t.reason, :reason)) AND (:rejected OR t.tx_status <> 'rejected')
+ORDER BY t.id DESC LIMIT :page"""
+
+TRANSACTION_BY_ID = f"SELECT {RECORD} FROM credit_transactions t WHERE t.tenant_id = :tenant_id AND t.id = :value"
+TRANSACTION_BY_KEY = f"""
+SELECT {RECORD} FROM credit_transactions t WHERE t.tenant_id = :tenant_id AND t.idempotency_key = :value"""
+
+ENTRIES = f"""
+SELECT {ENTRY} FROM credit_entries e
+WHERE e.tenant_id = :tenant_id AND e.transaction_id = ANY(:ids) AND e.seq BETWEEN :first AND :last ORDER BY e.seq"""
+
+GRANTS = """
+SELECT lot, bucket, priority, granted, remaining, held, expires_at, reference_id, grant_transaction_id, created_at
+FROM credit_buckets WHERE tenant_id = :tenant_id AND (CAST(:before AS bigint) IS NULL OR lot < :before)
+ORDER BY lot DESC LIMIT :page"""
+
+# A lot whose rest is all held waits for its hold; settling it again and again would change nothing.
+TENANTS_DUE = """
+SELECT DISTINCT tenant_id FROM credit_buckets
+WHERE NOT closed AND remaining > held AND expires_at <= clock_timestamp() + make_interval(secs => :offset)
+ORDER BY tenant_id LIMIT :page"""
+
+DUE = """
+SELECT count(*), coalesce(sum(remaining - held), 0)::bigint FROM credit_buckets
+WHERE NOT closed AND remaining > held AND expires_at <= clock_timestamp() + make_interval(secs => :offset)"""
+
+
+async def find_account(db: AsyncConnection, tenant_id: str, offset: timedelta) -> tuple[Account, datetime] | None:
+    """The account with its open lots, and the database's time."""
+    result = await db.execute(text(ACCOUNT), {"tenant_id": tenant_id, "offset": offset.total_seconds()})
+    rows = result.all()
+    if not rows:
+        return None
+    open_lots = [Lot(*row[8:]) for row in rows if row[8] is not None]
+    return Account(*rows[0][:7], lots.in_burn_order(open_lots)), rows[0][7]
+
+
+async def list_lots_at(db: AsyncConnection, tenant_id: str, seq: int) -> tuple[Lot, ...]:
+    """The lots as they were after line `seq`, recomputed from the lines."""
+    result = await db.execute(text(LOTS_AT_SEQ), {"tenant_id": tenant_id, "seq": seq})
+    return lots.in_burn_order(Lot(*row) for row in result)
+
+
+async def find_line(
+    db: AsyncConnection, tenant_id: str, *, seq: int | None, at: datetime | None
+) -> tuple[int, datetime] | None:
+    """Line `seq`, or the last line at or before `at`: (seq, at)."""
+    statement, values = (LINE, {"seq": seq}) if seq is not None else (SEQ_AT, {"at": at})
+    row = (await db.execute(text(statement), {"tenant_id": tenant_id, **values})).first()
+    return None if row is None else (row[0], row[1])
+
+
+async def list_transactions(
+    db: AsyncConnection, tenant_id: str, *, before: str | None, reason: str | None, rejected: bool, page: int
+) -> list[tuple[Record, tuple[Entry, ...]]]:
+    """Transactions with their lines, newest first."""
+    result = await db.execute(
+        text(TRANSACTIONS),
+        {"tenant_id": tenant_id, "before": before, "reason": reason, "rejected": rejected, "page": page},
+    )
+    return await _with_entries(db, tenant_id, [record_of(row) for row in result])
+
+
+async def find_transaction(
+    db: AsyncConnection, tenant_id: str, *, transaction_id: str | None, idempotency_key: str | None
+) -> tuple[Record, tuple[Entry, ...]] | None:
+    """One transaction with its lines, by its id or by its key."""
+    statement = TRANSACTION_BY_KEY if transaction_id is None else TRANSACTION_BY_ID
+    value = transaction_id if transaction_id is not None else idempotency_key
+    row = (await db.execute(text(statement), {"tenant_id": tenant_id, "value": value})).first()
+    if row is None:
+        return None
+    return (await _with_entries(db, tenant_id, [record_of(row)]))[0]
+
+
+async def list_grants(db: AsyncConnection, tenant_id: str, *, before: int | None, page: int) -> list[Lot]:
+    """Lots, newest first, spent and expired ones included."""
+    result = await db.execute(text(GRANTS), {"tenant_id": tenant_id, "before": before, "page": page})
+    return [Lot(*row) for row in result]
+
+
+async def list_tenants_due(db: AsyncConnection, offset: timedelta, page: int) -> list[str]:
+    """Tenants with lots whose end has come and is not booked."""
+    result = await db.execute(text(TENANTS_DUE), {"offset": offset.total_seconds(), "page": page})
+    return [row[0] for row in result]
+
+
+async def count_due(db: AsyncConnection, offset: timedelta) -> tuple[int, int]:
+    """(lots, credits) whose end has come and is not booked."""
+    row = (await db.execute(text(DUE), {"offset": offset.total_seconds()})).one()
+    return row[0], row[1]
+
+
+async def _with_entries(
+    db: AsyncConnection, tenant_id: str, records: Sequence[Record]
+) -> list[tuple[Record, tuple[Entry, ...]]]:
+    booked = [record.transaction for record in records if record.transaction.last_seq]
+    by_transaction: dict[str, list[Entry]] = {}
+    if booked:
+        values = {
+            "tenant_id": tenant_id,
+            "ids": [transaction.id for transaction in booked],
+            "first": min(transaction.first_seq for transaction in booked),
+            "last": max(transaction.last_seq for transaction in booked),
+        }
+        for row in await db.execute(text(ENTRIES), values):
+            entry = entry_of(row)
+            by_transaction.setdefault(entry.transaction_id, []).append(entry)
+    return [(record, tuple(by_transaction.get(record.transaction.id, ()))) for record in records]

@@ -1,0 +1,64 @@
+"""A ledger served in this process over a real socket, on a real database."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+import pytest
+from pydantic import SecretStr
+
+from billing.ledger.v1 import ledger_funding_pb2_grpc, ledger_maintenance_pb2_grpc, ledger_pb2_grpc
+from services.ledger.__main__ import doors
+from services.ledger.actions import Ledger
+from services.ledger.lanes import Lanes
+from shared import database as shared_database
+from shared.config import RoomSettings
+from shared.rpc.client import open_channel
+from shared.rpc.server import running_server
+from tests.conftest import Database
+
+SECRETS = {
+    "gateway_secret": "gateway-secret-of-the-tests",
+    "operator_secret": "operator-secret-of-the-tests",
+    "room_secret": "room-secret-of-the-tests",
+}
+
+
+@dataclass(frozen=True)
+class RunningLedger:
+    """Where it listens, what it works with, and stubs for each audience."""
+
+    address: str
+    ledger: Ledger
+    service: ledger_pb2_grpc.LedgerServiceAsyncStub
+    funding: ledger_funding_pb2_grpc.LedgerFundingServiceAsyncStub
+    maintenance: ledger_maintenance_pb2_grpc.LedgerMaintenanceServiceAsyncStub
+
+    def raw_channel(self) -> grpc.aio.Channel:
+        """A channel without our interceptors, as a foreign client would open it."""
+        return grpc.aio.insecure_channel(self.address)
+
+
+@pytest.fixture(scope="session")
+async def ledger(database: Database) -> AsyncIterator[RunningLedger]:
+    url = database.url("ledger_rw")
+    engine = shared_database.create_engine(url, application_name="ledger-tests")
+    async with Lanes(url, count=2, waiting_max=4000, waiting_per_tenant_max=2000) as lanes:
+        room = Ledger(engine, lanes)
+        settings = RoomSettings(**SECRETS, shed_after_ms=60_000)
+        async with running_server(room="ledger", listen="127.0.0.1:0", settings=settings, doors=doors(room)) as (
+            address,
+            _health,
+            _server,
+        ):
+            product = open_channel(address, SecretStr(SECRETS["gateway_secret"]))
+            rooms = open_channel(address, SecretStr(SECRETS["room_secret"]))
+            async with product, rooms:
+                yield RunningLedger(
+                    address,
+                    room,
+                    ledger_pb2_grpc.LedgerServiceStub(product),
+                    ledger_funding_pb2_grpc.LedgerFundingServiceStub(rooms),
+                    ledger_maintenance_pb2_grpc.LedgerMaintenanceServiceStub(rooms),
+                )
+    await engine.dispose()
