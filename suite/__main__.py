@@ -21,7 +21,12 @@ from suite.migrate import migrate_from_environment
 from suite.postgres import PostgresError
 from suite.settings import SuiteSettings
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="The billing suite on one machine.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # they print the values of variables, and some of those are secrets
+    help="The billing suite on one machine.",
+)
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -88,14 +93,13 @@ def migrate() -> None:
 def clean() -> None:
     """Remove the data, the secrets and the embedded database of this checkout."""
     folder = DataFolder.choose(load(SuiteSettings).billing_data_dir)
-    if not folder.path.exists():
-        return
+    folder.make()
     lock = folder.lock()
     if lock is None:
         fail(f"Process {folder.holder()} is running the suite: stop it first.")
     with lock:
-        shutil.rmtree(folder.postgres, ignore_errors=True)
-        shutil.rmtree(folder.path)
+        shutil.rmtree(folder.postgres.parent, ignore_errors=True)  # as root not in the data folder
+        shutil.rmtree(folder.path, ignore_errors=True)
 
 
 def _running() -> tuple[DataFolder, Runtime]:

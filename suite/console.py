@@ -62,7 +62,7 @@ def _commands(runtime: Runtime) -> list[str]:
     provision = "billing.subscriptions.v1.SubscriptionsService/ProvisionTenant"
     balance = "billing.ledger.v1.LedgerService/GetBalance"
     acme = '{"tenantId": "acme", "idempotencyKey": "hello-acme"}'
-    curl = '.venv/bin/buf curl --protocol grpc -H "$KEY"'
+    curl = '.venv/bin/buf curl --protocol grpc --reflect-header "*" -H "$KEY"'
     grpcurl = 'grpcurl -plaintext -H "$KEY"'
     return [
         # Fetched, not shown: terminals are shared and their output is kept.

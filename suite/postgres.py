@@ -281,7 +281,8 @@ class EmbeddedPostgres:
             command += ["-c", option]
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES_MAX:
             self.log.unlink()
-        with self.log.open("ab") as log:
+        # Statements that failed are in it, and they quote people's data.
+        with os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             self._log_offset = log.tell()
             self.process = self._popen(
                 command, stdout=log, stderr=log, preexec_fn=die_with_parent(signal.SIGQUIT)

@@ -12,7 +12,7 @@ from suite.files import Secrets
 
 # Settings of the person who starts the suite; a program gets its own (SANDBOX_…) and those that all read.
 PASSED_TO_ALL = (
-    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR"),
     *("BILLING_DATA_DIR", "BILLING_TEST_CLOCK", "LOG_LEVEL", "REFLECTION"),
 )
 ALERTS = ("BILLING_ALERT_WEBHOOK_URL", "BILLING_NOTIFICATION_WEBHOOK_URL")
