@@ -88,4 +88,3 @@ async def refuse_test_clock_elsewhere(engine: AsyncEngine) -> None:
         name = (await db.execute(text("SHOW cluster_name"))).scalar_one()
     if name != EMBEDDED_CLUSTER_NAME:
         raise SystemExit("BILLING_TEST_CLOCK is set, but the database is not the embedded one: unset it")
-

@@ -23,7 +23,9 @@ def position(page_token: str) -> str | None:
     if not page_token:
         return None
     try:
-        return base64.b64decode(page_token + "=" * (-len(page_token) % 4), altchars=b"-_", validate=True).decode()
+        return base64.b64decode(
+            page_token + "=" * (-len(page_token) % 4), altchars=b"-_", validate=True
+        ).decode()
     except (binascii.Error, ValueError) as error:
         raise InvalidArgument(
             "page_token is not one of ours",

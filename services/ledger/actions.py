@@ -11,7 +11,18 @@ from services.ledger.lanes import Lanes
 from services.ledger.rules import lots
 from services.ledger.rules.batch import Settled
 from services.ledger.rules.limits import LimitDecision, LimitState, ServiceEntitlement, decide
-from services.ledger.rules.model import GENESIS, Account, Debit, Entry, Grant, Lot, Outcome, Settle, Totals, Transaction
+from services.ledger.rules.model import (
+    GENESIS,
+    Account,
+    Debit,
+    Entry,
+    Grant,
+    Lot,
+    Outcome,
+    Settle,
+    Totals,
+    Transaction,
+)
 from services.ledger.store import entitlements, reads
 from shared import clock
 from shared.database import transaction
@@ -94,7 +105,9 @@ async def get_transaction(
         )
     if found is None:
         raise errors.UnknownTransaction(
-            "there is no such transaction", transaction_id=transaction_id or "", idempotency_key=idempotency_key or ""
+            "there is no such transaction",
+            transaction_id=transaction_id or "",
+            idempotency_key=idempotency_key or "",
         )
     return Booked(found[0].transaction, found[1])
 
@@ -162,7 +175,9 @@ async def settle_expired(ledger: Ledger, *, dry_run: bool, time_left_seconds: fl
         tenants = await _list_due(ledger, offset)
         if not tenants:
             break
-        for settled in await asyncio.gather(*(ledger.lanes.submit(Settle(tenant_id)) for tenant_id in tenants)):
+        for settled in await asyncio.gather(
+            *(ledger.lanes.submit(Settle(tenant_id)) for tenant_id in tenants)
+        ):
             if isinstance(settled, Settled):
                 settled_lots += len(settled.expiries)
                 settled_credits -= sum(expiry.transaction.amount for expiry in settled.expiries)

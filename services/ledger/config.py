@@ -8,9 +8,13 @@ from shared.config import RoomSettings
 class LedgerSettings(RoomSettings):
     """Read once at the start; `python -m services.ledger` names whatever is missing or wrong."""
 
-    ledger_listen: str = Field(default="127.0.0.1:50051", pattern=r"^.+:\d+$", description="host:port to serve on")
+    ledger_listen: str = Field(
+        default="127.0.0.1:50051", pattern=r"^.+:\d+$", description="host:port to serve on"
+    )
     ledger_database_url: str = Field(pattern=r"^postgresql://", description="as role ledger_rw")
-    ledger_lanes: int = Field(default=2, ge=1, le=64, description="write connections; about one for each core")
+    ledger_lanes: int = Field(
+        default=2, ge=1, le=64, description="write connections; about one for each core"
+    )
     ledger_waiting_max: int = Field(default=4000, ge=1, description="operations that may wait on one lane")
     ledger_waiting_per_tenant_max: int = Field(default=2000, ge=1, description="of these, one tenant's share")
     ledger_pool_size: int = Field(default=8, ge=1, le=64, description="read connections")

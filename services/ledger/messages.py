@@ -60,7 +60,10 @@ def balance(totals: model.Totals, lots: Iterable[model.Lot] = ()) -> types.Balan
         posted=totals.posted,
         buckets=[
             types.BucketBalance(
-                bucket=bucket(each.bucket), credits=each.credits, held=each.held, next_expires_at=each.next_expires_at
+                bucket=bucket(each.bucket),
+                credits=each.credits,
+                held=each.held,
+                next_expires_at=each.next_expires_at,
             )
             for each in totals.buckets
         ],

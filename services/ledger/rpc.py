@@ -80,7 +80,9 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             next_page_token=paging.token(shown[-1].transaction.id) if len(found) > page else "",
         )
 
-    async def GetTransaction(self, request: pb.GetTransactionRequest, context: Context) -> pb.GetTransactionResponse:
+    async def GetTransaction(
+        self, request: pb.GetTransactionRequest, context: Context
+    ) -> pb.GetTransactionResponse:
         by_id = request.WhichOneof("which") == "transaction_id"
         booked = await actions.get_transaction(
             self._ledger,
@@ -153,7 +155,9 @@ class LedgerFundingService(ledger_funding_pb2_grpc.LedgerFundingServiceServicer)
             plan_code=request.plan_code,
             services=[messages.service_entitlement_of(each) for each in request.services],
         )
-        outcome = funding_pb.ENTITLEMENTS_OUTCOME_APPLIED if applied else funding_pb.ENTITLEMENTS_OUTCOME_SUPERSEDED
+        outcome = (
+            funding_pb.ENTITLEMENTS_OUTCOME_APPLIED if applied else funding_pb.ENTITLEMENTS_OUTCOME_SUPERSEDED
+        )
         return funding_pb.SetEntitlementsResponse(outcome=outcome, version=version)
 
     async def GetEntitlements(
@@ -161,7 +165,9 @@ class LedgerFundingService(ledger_funding_pb2_grpc.LedgerFundingServiceServicer)
     ) -> funding_pb.GetEntitlementsResponse:
         version, plan_code, services = await actions.get_entitlements(self._ledger, request.tenant_id)
         return funding_pb.GetEntitlementsResponse(
-            version=version, plan_code=plan_code, services=[messages.service_entitlement(each) for each in services]
+            version=version,
+            plan_code=plan_code,
+            services=[messages.service_entitlement(each) for each in services],
         )
 
     async def ListUsage(
@@ -174,7 +180,8 @@ class LedgerFundingService(ledger_funding_pb2_grpc.LedgerFundingServiceServicer)
         shown = found[:page]
         return funding_pb.ListUsageResponse(
             usage=[
-                funding_pb.Usage(limit_key=key, used=used, updated_at=updated_at) for key, used, updated_at in shown
+                funding_pb.Usage(limit_key=key, used=used, updated_at=updated_at)
+                for key, used, updated_at in shown
             ],
             next_page_token=paging.token(shown[-1][0]) if len(found) > page else "",
         )

@@ -6,6 +6,7 @@ from itertools import count
 from billing.ledger.v1 import ledger_funding_pb2 as funding_pb
 from billing.ledger.v1 import ledger_pb2 as pb
 from billing.ledger.v1 import types_pb2 as types
+
 from shared import clock
 
 _number = count(1)

@@ -1,13 +1,15 @@
 """A ledger served in this process over a real socket, on a real database."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import grpc
 import pytest
+from billing.ledger.v1 import ledger_funding_pb2_grpc, ledger_maintenance_pb2_grpc, ledger_pb2_grpc
 from pydantic import SecretStr
 
-from billing.ledger.v1 import ledger_funding_pb2_grpc, ledger_maintenance_pb2_grpc, ledger_pb2_grpc
 from services.ledger.__main__ import doors
 from services.ledger.actions import Ledger
 from services.ledger.lanes import Lanes
@@ -46,7 +48,9 @@ async def ledger(database: Database) -> AsyncIterator[RunningLedger]:
     async with Lanes(url, count=2, waiting_max=4000, waiting_per_tenant_max=2000) as lanes:
         room = Ledger(engine, lanes)
         settings = RoomSettings(**SECRETS, shed_after_ms=60_000)
-        async with running_server(room="ledger", listen="127.0.0.1:0", settings=settings, doors=doors(room)) as (
+        async with running_server(
+            room="ledger", listen="127.0.0.1:0", settings=settings, doors=doors(room)
+        ) as (
             address,
             _health,
             _server,

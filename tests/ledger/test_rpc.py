@@ -4,16 +4,20 @@ import asyncio
 
 import grpc
 import pytest
-
 from billing.ledger.v1 import ledger_funding_pb2 as funding_pb
+from billing.ledger.v1 import ledger_funding_pb2_grpc
+from billing.ledger.v1 import ledger_maintenance_pb2 as maintenance_pb
 from billing.ledger.v1 import ledger_pb2 as pb
 from billing.ledger.v1 import types_pb2 as types
+
 from shared import errors
 from tests.ledger.builders import a_debit, a_grant, in_days
 from tests.ledger.conftest import SECRETS, RunningLedger
 
 
-async def test_subscription_credits_are_spent_before_permanent_ones(ledger: RunningLedger, tenant: str) -> None:
+async def test_subscription_credits_are_spent_before_permanent_ones(
+    ledger: RunningLedger, tenant: str
+) -> None:
     await ledger.funding.GrantCredits(a_grant(tenant, 100))
     await ledger.funding.GrantCredits(a_grant(tenant, 30, expires_at=in_days(30)))
 
@@ -65,7 +69,9 @@ async def test_a_key_reused_for_something_else_is_refused_naming_the_field(
     assert await available(ledger, tenant) == 60
 
 
-async def test_one_credit_too_many_is_refused_and_says_what_is_missing(ledger: RunningLedger, tenant: str) -> None:
+async def test_one_credit_too_many_is_refused_and_says_what_is_missing(
+    ledger: RunningLedger, tenant: str
+) -> None:
     await ledger.funding.GrantCredits(a_grant(tenant, 10))
 
     with pytest.raises(errors.FailedPrecondition) as refusal:
@@ -136,7 +142,9 @@ async def test_sixteen_callers_race_for_ten_credits_and_ten_win(ledger: RunningL
     assert await available(ledger, tenant) == 0
 
 
-async def test_one_key_from_thirty_two_callers_at_once_has_one_effect(ledger: RunningLedger, tenant: str) -> None:
+async def test_one_key_from_thirty_two_callers_at_once_has_one_effect(
+    ledger: RunningLedger, tenant: str
+) -> None:
     await ledger.funding.GrantCredits(a_grant(tenant, 100))
     request = a_debit(tenant, 3)
 
@@ -182,8 +190,6 @@ async def test_credits_are_gone_at_their_expiry_without_any_job(ledger: RunningL
 
 
 async def test_settle_expired_books_each_expiry_once(ledger: RunningLedger, tenant: str) -> None:
-    from billing.ledger.v1 import ledger_maintenance_pb2 as maintenance_pb
-
     await ledger.funding.GrantCredits(a_grant(tenant, 10, expires_at=in_days(0.2 / 86400)))
     await asyncio.sleep(0.4)
 
@@ -231,7 +237,9 @@ async def test_a_transaction_is_found_by_id_and_by_key(ledger: RunningLedger, te
     await ledger.funding.GrantCredits(a_grant(tenant, 10))
     answer = await ledger.service.Debit(a_debit(tenant, 1, idempotency_key="mine"))
 
-    by_key = await ledger.service.GetTransaction(pb.GetTransactionRequest(tenant_id=tenant, idempotency_key="mine"))
+    by_key = await ledger.service.GetTransaction(
+        pb.GetTransactionRequest(tenant_id=tenant, idempotency_key="mine")
+    )
     by_id = await ledger.service.GetTransaction(
         pb.GetTransactionRequest(tenant_id=tenant, transaction_id=answer.transaction.id)
     )
@@ -287,7 +295,6 @@ async def test_an_expiry_in_the_past_is_refused(ledger: RunningLedger, tenant: s
     [
         (None, grpc.StatusCode.UNAUTHENTICATED),
         ("wrong", grpc.StatusCode.UNAUTHENTICATED),
-        ("k\u00e9y".encode().decode("latin-1"), grpc.StatusCode.UNAUTHENTICATED),
         (SECRETS["gateway_secret"], grpc.StatusCode.PERMISSION_DENIED),
         (SECRETS["operator_secret"], grpc.StatusCode.PERMISSION_DENIED),
     ],
@@ -295,17 +302,14 @@ async def test_an_expiry_in_the_past_is_refused(ledger: RunningLedger, tenant: s
 async def test_only_rooms_may_fund(
     ledger: RunningLedger, tenant: str, key: str | None, code: grpc.StatusCode
 ) -> None:
-    from billing.ledger.v1 import ledger_funding_pb2_grpc
-
     async with ledger.raw_channel() as channel:
         stub = ledger_funding_pb2_grpc.LedgerFundingServiceStub(channel)
-        with pytest.raises((grpc.aio.AioRpcError, ValueError)) as refusal:
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await stub.GrantCredits(
                 a_grant(tenant), metadata=(("x-gateway-key", key),) if key is not None else None, timeout=5
             )
 
-    if isinstance(refusal.value, grpc.aio.AioRpcError):
-        assert refusal.value.code() == code
+    assert refusal.value.code() == code
     listed = await ledger.funding.GrantCredits(a_grant(tenant, 1))
     assert listed.transaction.first_seq == 1
 
@@ -315,7 +319,11 @@ def entitlements(tenant: str, version: int, posts: int | None = 10) -> funding_p
     limit = types.Limit(key="posts", kind=types.LIMIT_KIND_HARD, addon="blog_posts", **ceiling)
     blog = types.ServiceEntitlement(service_code="blog", enabled=True, limits=[limit])
     return funding_pb.SetEntitlementsRequest(
-        tenant_id=tenant, idempotency_key=f"entitlements:{version}", version=version, plan_code="free", services=[blog]
+        tenant_id=tenant,
+        idempotency_key=f"entitlements:{version}",
+        version=version,
+        plan_code="free",
+        services=[blog],
     )
 
 
@@ -335,7 +343,9 @@ async def test_a_limit_answers_for_the_callers_own_count(
     await ledger.funding.SetEntitlements(entitlements(tenant, 1))
 
     answer = await ledger.service.CheckLimit(
-        pb.CheckLimitRequest(tenant_id=tenant, limit_key="blog.posts", requested=requested, current_usage=used)
+        pb.CheckLimitRequest(
+            tenant_id=tenant, limit_key="blog.posts", requested=requested, current_usage=used
+        )
     )
 
     decision = answer.decision

@@ -15,7 +15,9 @@ OPEN_ACCOUNT = """
 INSERT INTO tenant_credits (tenant_id, id, last_at, chain_head, created_at)
 VALUES (:tenant_id, :id, 'epoch', :genesis, :now) ON CONFLICT (tenant_id) DO NOTHING"""
 
-LOCK_VERSION = "SELECT entitlements_version FROM tenant_credits WHERE tenant_id = :tenant_id FOR NO KEY UPDATE"
+LOCK_VERSION = (
+    "SELECT entitlements_version FROM tenant_credits WHERE tenant_id = :tenant_id FOR NO KEY UPDATE"
+)
 
 SET_VERSION = """
 UPDATE tenant_credits SET entitlements_version = :version, plan_code = :plan_code WHERE tenant_id = :tenant_id"""
@@ -77,7 +79,9 @@ async def replace(
     await db.execute(text(SET_VERSION), {"tenant_id": tenant_id, "version": version, "plan_code": plan_code})
 
 
-async def find_entitlements(db: AsyncConnection, tenant_id: str) -> tuple[int, str, list[ServiceEntitlement]] | None:
+async def find_entitlements(
+    db: AsyncConnection, tenant_id: str
+) -> tuple[int, str, list[ServiceEntitlement]] | None:
     """(version, plan, services) as stored."""
     row = (
         await db.execute(
@@ -89,16 +93,22 @@ async def find_entitlements(db: AsyncConnection, tenant_id: str) -> tuple[int, s
         return None
     columns = (tenant_services.c.service_code, tenant_services.c.enabled, tenant_services.c.limits)
     result = await db.execute(
-        select(*columns).where(tenant_services.c.tenant_id == tenant_id).order_by(tenant_services.c.service_code)
+        select(*columns)
+        .where(tenant_services.c.tenant_id == tenant_id)
+        .order_by(tenant_services.c.service_code)
     )
     services = [
-        ServiceEntitlement(code, enabled, tuple(_from_json(key, limit) for key, limit in sorted(limits.items())))
+        ServiceEntitlement(
+            code, enabled, tuple(_from_json(key, limit) for key, limit in sorted(limits.items()))
+        )
         for code, enabled, limits in result
     ]
     return row[0], row[1], services
 
 
-async def find_limit(db: AsyncConnection, tenant_id: str, limit_key: str, offset: timedelta) -> LimitState | None:
+async def find_limit(
+    db: AsyncConnection, tenant_id: str, limit_key: str, offset: timedelta
+) -> LimitState | None:
     """Everything that a decision about the limit needs, of one moment. `limit` is absent where the plan has none."""
     service_code, _, key = limit_key.partition(".")
     values = {
@@ -155,5 +165,3 @@ def _from_json(key: str, stored: dict[str, Any]) -> Limit:
         grace_seconds=stored.get("graceSeconds", 0),
         addon=stored.get("addon", ""),
     )
-
-

@@ -29,7 +29,9 @@ FROM (SELECT DISTINCT ON (lot) lot, lot_posted_after, lot_held_after FROM credit
 JOIN credit_buckets b ON b.tenant_id = :tenant_id AND b.lot = e.lot
 WHERE e.lot_posted_after > 0"""
 
-SEQ_AT = "SELECT seq, at FROM credit_entries WHERE tenant_id = :tenant_id AND at <= :at ORDER BY seq DESC LIMIT 1"
+SEQ_AT = (
+    "SELECT seq, at FROM credit_entries WHERE tenant_id = :tenant_id AND at <= :at ORDER BY seq DESC LIMIT 1"
+)
 LINE = "SELECT seq, at FROM credit_entries WHERE tenant_id = :tenant_id AND seq = :seq"
 
 # Newest first by id, which sorts as the operations were decided. Nulls switch a filter off.
@@ -39,7 +41,9 @@ WHERE t.tenant_id = :tenant_id AND (CAST(:before AS text) IS NULL OR t.id < :bef
   AND (CAST(:reason AS text) IS NULL OR starts_with(t.reason, :reason)) AND (:rejected OR t.tx_status <> 'rejected')
 ORDER BY t.id DESC LIMIT :page"""
 
-TRANSACTION_BY_ID = f"SELECT {RECORD} FROM credit_transactions t WHERE t.tenant_id = :tenant_id AND t.id = :value"
+TRANSACTION_BY_ID = (
+    f"SELECT {RECORD} FROM credit_transactions t WHERE t.tenant_id = :tenant_id AND t.id = :value"
+)
 TRANSACTION_BY_KEY = f"""
 SELECT {RECORD} FROM credit_transactions t WHERE t.tenant_id = :tenant_id AND t.idempotency_key = :value"""
 
@@ -63,7 +67,9 @@ SELECT count(*), coalesce(sum(remaining - held), 0)::bigint FROM credit_buckets
 WHERE NOT closed AND remaining > held AND expires_at <= clock_timestamp() + make_interval(secs => :offset)"""
 
 
-async def find_account(db: AsyncConnection, tenant_id: str, offset: timedelta) -> tuple[Account, datetime] | None:
+async def find_account(
+    db: AsyncConnection, tenant_id: str, offset: timedelta
+) -> tuple[Account, datetime] | None:
     """The account with its open lots, and the database's time."""
     result = await db.execute(text(ACCOUNT), {"tenant_id": tenant_id, "offset": offset.total_seconds()})
     rows = result.all()
