@@ -34,7 +34,7 @@ def main() -> None:
     host, _, port = settings.sandbox_listen.rpartition(":")
     config = uvicorn.Config(
         create_app(Till(settings)),
-        host=host,
+        host=host.strip("[]"),
         port=int(port),
         http="httptools",
         log_config=None,

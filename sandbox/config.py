@@ -10,9 +10,7 @@ from shared.config import Settings
 class SandboxSettings(Settings):
     """What the sandbox reads from the environment."""
 
-    sandbox_listen: str = Field(
-        default="127.0.0.1:8090", pattern=r"^[^\s:]+:\d+$", description="bind address"
-    )
+    sandbox_listen: str = Field(default="127.0.0.1:8090", pattern=r"^\S+:\d+$", description="bind address")
     sandbox_state: Path | None = Field(
         default=None, description="journal that survives a restart; memory only when unset"
     )

@@ -23,10 +23,16 @@ MOST_STEPS = 10_000
 Act = Callable[[World, str, Entity], Any]
 
 
-def _first_or_next(world: World, subscription_id: str, body: Entity) -> None:
-    charges.pay(
-        world, subscription_id, method=body.get("method"), international=bool(body.get("international"))
-    )
+def _pay(world: World, subscription_id: str, body: Entity) -> None:
+    # A second click on "pay" must not take the next cycle's money: that is what `charge` is for.
+    if world.get("subscription", subscription_id).entity["status"] == "active":
+        raise Refusal("This cycle is paid already; charge makes the next one happen")
+    _charge(world, subscription_id, body)
+
+
+def _charge(world: World, subscription_id: str, body: Entity) -> None:
+    international = bool(body.get("international"))
+    charges.pay(world, subscription_id, method=body.get("method"), international=international)
 
 
 def _authenticate(world: World, subscription_id: str, body: Entity) -> None:
@@ -55,8 +61,8 @@ def _settle(outcome: str) -> Act:
 
 # What happens in the world outside: each answers the deliveries that it caused.
 ACTS: dict[str, Act] = {
-    "subscriptions/{id}/pay": _first_or_next,
-    "subscriptions/{id}/charge": _first_or_next,
+    "subscriptions/{id}/pay": _pay,
+    "subscriptions/{id}/charge": _charge,
     "subscriptions/{id}/fail": lambda world, subscription_id, body: charges.fail(world, subscription_id),
     "subscriptions/{id}/authenticate": _authenticate,
     "subscriptions/{id}/pause": lambda world, subscription_id, body: subscriptions.pause(

@@ -74,7 +74,7 @@ def render(till: Till, entity_id: str) -> str:
     if entity_id.startswith("order_"):
         entity = till.world.get("order", entity_id).entity
         kind, title, amount = "orders", entity["receipt"] or "Order", entity["amount"]
-        acts = [("pay", "card"), ("pay", "upi"), ("fail", "upi")]
+        acts = [] if entity["status"] == "paid" else [("pay", "card"), ("pay", "upi"), ("fail", "upi")]
     else:
         entity = till.world.get("subscription", entity_id).entity
         item = till.world.get("plan", entity["plan_id"]).entity["item"]
@@ -82,7 +82,8 @@ def render(till: Till, entity_id: str) -> str:
         # A trial sets up the mandate and charges nothing yet.
         trial = entity["status"] == "created" and entity["start_at"]
         first = "authenticate" if trial else "pay"
-        acts = [(first, "card"), (first, "upi"), ("fail", "card")]
+        waiting = entity["status"] in ("created", "pending", "halted")
+        acts = [(first, "card"), (first, "upi"), ("fail", "card")] if waiting else []
     return _PAGE.format(
         kind=kind,
         id=html.escape(entity["id"]),

@@ -18,6 +18,7 @@ def authenticate(
     subscription = world.edit("subscription", subscription_id)
     if subscription.entity["status"] != "created":
         raise Refusal(f"The subscription is already {subscription.entity['status']}")
+    _refuse_late(world, subscription)
     _set_up_mandate(world, subscription, method=method, international=international)
     if token_paise:
         _token_payment(world, subscription, token_paise)
@@ -25,6 +26,12 @@ def authenticate(
     subscription.entity["status"] = "authenticated"
     subscriptions.announce(world, "authenticated", subscription)
     return subscription
+
+
+def _refuse_late(world: World, subscription: Record) -> None:
+    expire_by = subscription.entity["expire_by"]
+    if expire_by and expire_by < world.now():
+        raise Refusal("The link of this subscription has expired", field="expire_by")
 
 
 def _token_payment(world: World, subscription: Record, paise: int) -> None:
@@ -69,6 +76,7 @@ def pay(
         case "created":
             if subscription.entity["start_at"]:
                 raise Refusal("This subscription starts later: authenticate it, then charge it")
+            _refuse_late(world, subscription)
             return _first_charge(world, subscription, method=method or "card", international=international)
         case "authenticated" | "active" | "pending" | "halted" as status:
             if method:
@@ -81,13 +89,11 @@ def pay(
 def _first_charge(world: World, subscription: Record, *, method: str, international: bool) -> Record:
     """Seven events about one payment."""
     _set_up_mandate(world, subscription, method=method, international=international)
-    now = world.now()
     entity = subscription.entity
-    entity.update(start_at=now, charge_at=now)
-    entity["end_at"] = subscriptions.cycle_end(world, subscription, now, entity["total_count"])
+    _start(world, subscription)
     name = _plan(world, subscription)["item"]["name"]
     authenticated = entity | {"status": "authenticated"}
-    _open_cycle(world, subscription, now)
+    _open_cycle(world, subscription, entity["start_at"])
     _, _, payment = _collect(world, subscription, description=name)
     world.emit("subscription.authenticated", ["subscription"], subscription=authenticated)
     _settle_cycle(subscription)
@@ -105,7 +111,8 @@ def _first_charge(world: World, subscription: Record, *, method: str, internatio
 
 def _next_charge(world: World, subscription: Record, status: str) -> Record:
     if status == "authenticated":
-        _open_cycle(world, subscription, subscription.entity["start_at"] or world.now())
+        _start(world, subscription)
+        _open_cycle(world, subscription, subscription.entity["start_at"])
         subscription.entity["status"] = "active"
         at_trial_end = subscription.entity | {"charge_at": subscription.entity["current_start"]}
         _, _, payment = _collect(world, subscription, description=RECURRING)
@@ -127,6 +134,14 @@ def _next_charge(world: World, subscription: Record, status: str) -> Record:
     return payment
 
 
+def _start(world: World, subscription: Record) -> None:
+    """Fixes the second from which all cycles are counted: the promised start, or now."""
+    entity = subscription.entity
+    entity["start_at"] = entity["start_at"] or world.now()
+    entity["charge_at"] = entity["start_at"]
+    entity["end_at"] = subscriptions.cycle_end(world, subscription, entity["start_at"], entity["total_count"])
+
+
 def _plan(world: World, subscription: Record) -> Entity:
     return world.get("plan", subscription.entity["plan_id"]).entity
 
@@ -139,8 +154,8 @@ def _open_cycle(world: World, subscription: Record, start: int) -> None:
     _apply_scheduled_change(subscription)
     subscription.inner["cycles"] += 1
     entity["current_start"] = start
-    anchor = entity["start_at"] or start
-    entity["current_end"] = subscriptions.cycle_end(world, subscription, anchor, subscription.inner["cycles"])
+    cycles = subscription.inner["cycles"]
+    entity["current_end"] = subscriptions.cycle_end(world, subscription, entity["start_at"], cycles)
     entity["remaining_count"] = entity["total_count"] - subscription.inner["cycles"]
     amount = _plan(world, subscription)["item"]["amount"] * entity["quantity"]
     bill(world, subscription, amount)
@@ -258,7 +273,8 @@ def fail(world: World, subscription_id: str) -> Record:
         case "created":
             return _fail_first(world, subscription)
         case "authenticated":
-            _open_cycle(world, subscription, entity["start_at"] or world.now())
+            _start(world, subscription)
+            _open_cycle(world, subscription, entity["start_at"])
         case "active":
             _open_cycle(world, subscription, entity["current_end"])
         case "pending":
@@ -290,13 +306,15 @@ def bill_without_charging(world: World, subscription: Record) -> None:
 
 
 def _fail_first(world: World, subscription: Record) -> Record:
-    entity = subscription.entity
-    amount = _plan(world, subscription)["item"]["amount"] * entity["quantity"]
-    order = world.add(
-        "order",
-        entities.order(amount=amount, currency="INR", receipt=None, notes=[], now=world.now()),
-        capture=True,
+    item = _plan(world, subscription)["item"]
+    entity = entities.order(
+        amount=item["amount"] * subscription.entity["quantity"],
+        currency=item["currency"],
+        receipt=None,
+        notes=[],
+        now=world.now(),
     )
+    order = world.add("order", entity, capture=True)
     payment = payments.authorize(world, order, payments.instrument("card"), description=None)
     payments.decline(world, payment)
     return payment

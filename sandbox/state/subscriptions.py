@@ -37,7 +37,7 @@ def create(world: World, request: Entity) -> Record:
         if checked["expire_by"] < now:
             raise Refusal("Link expire by cannot be lesser than the current time.", field="expire_by")
     if request.get("customer_id") is not None:
-        world.get("customer", request["customer_id"])
+        world.get("customer", str(request["customer_id"]))
     subscription = world.add("subscription", entities.subscription(request | checked, now=now), cycles=0)
     if start_at := subscription.entity["start_at"]:
         subscription.entity["end_at"] = cycle_end(world, subscription, start_at, total_count)

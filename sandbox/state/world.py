@@ -1,6 +1,7 @@
 """The records of the sandbox: staged while a request works, then kept and journaled as one."""
 
 import copy
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -39,7 +40,16 @@ class Journal:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self._file = self._open()
+
+    def _open(self) -> int:
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            raise RuntimeError(f"{self._path} belongs to a sandbox that is running") from None
+        return file
 
     def read(self) -> Iterator[Record]:
         """Every record in the order it was written; cuts off a torn tail."""
@@ -55,10 +65,14 @@ class Journal:
 
     def append(self, records: list[Record]) -> None:
         """Writes the records as one line with one system call."""
-        line = json.dumps(
-            [[record.kind, record.entity, record.inner] for record in records], separators=(",", ":")
-        )
-        os.write(self._file, line.encode() + b"\n")
+        changes = [[record.kind, record.entity, record.inner] for record in records]
+        line = json.dumps(changes, separators=(",", ":")).encode() + b"\n"
+        before = os.fstat(self._file).st_size
+        written = os.write(self._file, line)
+        if written < len(line):
+            # A full disk: half a line would swallow the next one too.
+            os.ftruncate(self._file, before)
+            raise OSError(f"{self._path}: no room for a change")
 
     def rewrite(self, records: list[Record]) -> None:
         """Replaces the history by its outcome; a crash leaves the one or the other."""
@@ -71,7 +85,7 @@ class Journal:
         compact.close()
         fresh.replace(self._path)
         self.close()
-        self._file = os.open(self._path, os.O_RDWR | os.O_APPEND)
+        self._file = self._open()
 
     def close(self) -> None:
         """Gives the file back."""

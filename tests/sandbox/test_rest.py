@@ -6,11 +6,15 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 import razorpay
 import requests
 from razorpay.errors import BadRequestError, ServerError
 
+from sandbox.app import create_app
+from sandbox.config import SandboxSettings
+from sandbox.till import Till
 from tests.sandbox.conftest import Builder
 from tests.sandbox.running import KEY_ID, KEY_SECRET, Sandbox
 
@@ -360,3 +364,53 @@ def test_the_checkout_page_offers_its_buttons_and_escapes_names(a: Builder, sdk:
         assert f'data-act="{act}"' in page.text
         assert f'data-act="{act}"' in order_page.text
     assert requests.get(f"{a.sandbox.url}/checkout/sub_00000000000000", timeout=5).status_code == 404
+
+
+async def test_from_another_machine_the_control_api_asks_for_the_keys() -> None:
+    till = Till(
+        SandboxSettings(
+            razorpay_key_id=KEY_ID, razorpay_key_secret=KEY_SECRET, razorpay_webhook_secret="whsec"
+        )
+    )
+    elsewhere = httpx.ASGITransport(create_app(till), client=("10.0.0.9", 4_242))
+
+    async with httpx.AsyncClient(transport=elsewhere, base_url="http://sandbox") as http:
+        refused = await http.get("/_sandbox/deliveries")
+        allowed = await http.get("/_sandbox/deliveries", auth=(KEY_ID, KEY_SECRET))
+
+    assert refused.status_code == 401
+    assert allowed.json() == []
+    await till.sender.stop()
+
+
+def test_a_second_click_on_pay_does_not_take_the_next_cycles_money(a: Builder, sdk: Any) -> None:
+    subscription_id = a.paid_subscription()
+
+    assert "paid already" in a.sandbox.refusal(f"subscriptions/{subscription_id}/pay", method="card")
+    assert sdk.subscription.fetch(subscription_id)["paid_count"] == 1
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'"x"', b"\xff"])
+def test_a_body_that_is_no_object_is_refused(sandbox: Sandbox, body: bytes) -> None:
+    for path in ("/v1/orders", "/_sandbox/faults"):
+        answer = ask(sandbox, "POST", path, data=body)
+
+        assert answer.status_code == 400
+        assert "request body" in answer.json()["error"]["description"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("faults", {"kind": "earthquake"}),
+        ("faults", {"kind": "status", "status": 418}),
+        ("faults", {"kind": "status", "colour": "red"}),
+        ("faults", {"kind": "list_lag", "seconds": "long"}),
+        ("webhook_endpoint", {"url": "ftp://example.com"}),
+        ("checkout_signature", {"payment_id": "pay_00000000000000"}),
+        ("subscriptions/sub_00000000000000/pay", {}),
+        ("deliveries/nothing/replay", {}),
+    ],
+)
+def test_the_control_api_explains_what_it_refuses(sandbox: Sandbox, path: str, body: dict[str, Any]) -> None:
+    assert sandbox.refusal(path, **body)
