@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sys
 from typing import Annotated, NoReturn
 
@@ -98,8 +97,7 @@ def clean() -> None:
     if lock is None:
         fail(f"Process {folder.holder()} is running the suite: stop it first.")
     with lock:
-        shutil.rmtree(folder.postgres.parent, ignore_errors=True)  # as root not in the data folder
-        shutil.rmtree(folder.path, ignore_errors=True)
+        folder.remove()
 
 
 def _running() -> tuple[DataFolder, Runtime]:

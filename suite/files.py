@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -53,6 +55,15 @@ class DataFolder:
     def make(self) -> None:
         # Others may pass through, because as root the database below belongs to `nobody`; all files are 0600.
         self.path.mkdir(mode=0o711, parents=True, exist_ok=True)
+
+    def remove(self) -> None:
+        """Deletes what the suite made, and the folders if nothing else is in them."""
+        shutil.rmtree(self.postgres, ignore_errors=True)
+        for name in ("secrets.json", "runtime.json", "run.log", "sandbox.journal", "run.lock"):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in (self.postgres.parent, self.path):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     def lock(self) -> IO[str] | None:
         """The right to run this suite, held until closed; None when another process has it."""

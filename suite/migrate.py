@@ -32,9 +32,9 @@ LOGINS = {
 }
 
 
-def migrate(admin_url: str, passwords: Mapping[str, str]) -> None:
-    """Applies what is missing and sets the roles' passwords; any number at once apply each migration once."""
-    migrations.migrate(admin_url, schemas=list(SCHEMAS), passwords=dict(passwords))
+def migrate(admin_url: str, passwords: Mapping[str, str]) -> list[str]:
+    """Applies what is missing and names it, sets the roles' passwords; many at once apply each once."""
+    return migrations.migrate(admin_url, schemas=list(SCHEMAS), passwords=dict(passwords))
 
 
 def passwords_from(environment: Mapping[str, str]) -> dict[str, str]:
@@ -57,4 +57,5 @@ def passwords_from(environment: Mapping[str, str]) -> dict[str, str]:
 def migrate_from_environment() -> None:
     """`python -m suite migrate`: for containers, where nobody generates passwords."""
     passwords = passwords_from(os.environ)
-    migrate(os.environ["DATABASE_URL"], passwords)
+    for revision in migrate(os.environ["DATABASE_URL"], passwords):
+        print(f"applied {revision}")
