@@ -2,11 +2,11 @@
 
 BillingError
 ├── NotFound            UnknownJob
-├── FailedPrecondition  JobRunning, IdempotencyKeyReused
+└── FailedPrecondition  JobRunning, IdempotencyKeyReused
 └── InvalidArgument     InvalidPageToken
 """
 
-from shared.errors import FailedPrecondition, InvalidArgument, NotFound
+from shared.errors import FailedPrecondition, NotFound
 
 
 class UnknownJob(NotFound):
@@ -34,15 +34,3 @@ class IdempotencyKeyReused(FailedPrecondition):
 
     def __init__(self, field: str) -> None:
         super().__init__(f"the idempotency key was used before with another {field}", field=field)
-
-
-class InvalidPageToken(InvalidArgument):
-    """The token is not one of ours."""
-
-    reason = "INVALID_PAGE_TOKEN"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the page token is not one that this call gave out",
-            violations=[("page_token", "is not one that this call gave out; leave it empty to start")],
-        )

@@ -1,7 +1,5 @@
 """The operators' door: request → plain values → one action → response."""
 
-import base64
-import binascii
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -13,14 +11,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.scheduler import actions
-from services.scheduler.errors import InvalidPageToken
 from services.scheduler.jobs import BY_NAME
 from services.scheduler.rules import JobState, Outcome, Run, Trigger, next_tick
-from shared import clock
+from shared import clock, paging
 from shared.clock import Clock
 from shared.rpc.context import remaining_seconds
 
-JOBS_PAGE, RUNS_PAGE = 100, 50
+JOBS_PAGE = 100
 # What RunJob keeps of the caller's deadline to answer that the run goes on.
 ANSWER_SECONDS = 0.5
 TRIGGERS = {Trigger.SCHEDULE: pb.RUN_TRIGGER_SCHEDULE, Trigger.MANUAL: pb.RUN_TRIGGER_MANUAL}
@@ -46,26 +43,26 @@ class SchedulerService(pb_grpc.SchedulerServiceServicer):
         self._now = now
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
-        after, limit = _from_token(request.page_token), request.page_size or JOBS_PAGE
+        after, limit = paging.position(request.page_token), request.page_size or JOBS_PAGE
         listed = await actions.list_jobs(self._engine, now=self._now())
         rest = [pair for pair in listed if after is None or pair[0].name > after]
         return pb.ListJobsResponse(
             jobs=[self._job(state, last) for state, last in rest[:limit]],
-            next_page_token=_to_token(rest[limit - 1][0].name) if len(rest) > limit else "",
+            next_page_token=paging.token(rest[limit - 1][0].name) if len(rest) > limit else "",
         )
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
-        limit = request.page_size or RUNS_PAGE
+        limit = paging.size(request.page_size)
         runs = await actions.list_runs(
             self._engine,
             job=request.job or None,
             outcome=OUTCOME_WORDS.get(request.outcome),
-            before=_from_token(request.page_token),
+            before=paging.position(request.page_token),
             limit=limit + 1,
         )
         return pb.ListRunsResponse(
             runs=[_run(run) for run in runs[:limit]],
-            next_page_token=_to_token(runs[limit - 1].id) if len(runs) > limit else "",
+            next_page_token=paging.token(runs[limit - 1].id) if len(runs) > limit else "",
         )
 
     async def RunJob(self, request: pb.RunJobRequest, context: Any) -> pb.RunJobResponse:
@@ -138,14 +135,3 @@ def _at(moment: datetime) -> Timestamp:
     message = Timestamp()
     message.FromDatetime(moment)
     return message
-
-
-def _to_token(last: str) -> str:
-    return base64.urlsafe_b64encode(last.encode()).decode()
-
-
-def _from_token(token: str) -> str | None:
-    try:
-        return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode() or None
-    except (binascii.Error, UnicodeError):
-        raise InvalidPageToken from None

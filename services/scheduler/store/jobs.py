@@ -79,12 +79,13 @@ async def remember(
     db: AsyncConnection, idempotency_key: str, *, request: dict[str, Any], answer: dict[str, Any]
 ) -> bool:
     """Keep question and answer under the key; False if somebody else was asked first."""
-    result = await db.execute(
+    kept = await db.scalar(
         insert(operator_requests)
         .values(idempotency_key=idempotency_key, request=request, answer=answer)
         .on_conflict_do_nothing()
+        .returning(operator_requests.c.idempotency_key)
     )
-    return result.rowcount == 1
+    return kept is not None
 
 
 async def prune(db: AsyncConnection, *, older_than: datetime) -> int:

@@ -170,13 +170,12 @@ async def find_running(db: AsyncConnection, job: str) -> Run | None:
 
 async def newest_of_each(db: AsyncConnection, names: Sequence[str]) -> dict[str, Run]:
     """The newest run of each job."""
-    statement = (
-        select(*RUN_COLUMNS)
-        .distinct(job_runs.c.job)
-        .where(job_runs.c.job.in_(names))
-        .order_by(job_runs.c.job, job_runs.c.id.desc())
-    )
-    return {row.job: _run(row) for row in await db.execute(statement)}
+    older = job_runs.alias()
+    # One look into the index for each job; DISTINCT ON would read a month of runs.
+    newest = select(func.max(older.c.id)).where(older.c.job == jobs.c.name).scalar_subquery()
+    ids = select(newest).where(jobs.c.name.in_(names))
+    rows = await db.execute(select(*RUN_COLUMNS).where(job_runs.c.id.in_(ids)))
+    return {row.job: _run(row) for row in rows}
 
 
 async def page(

@@ -39,8 +39,6 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the idempotency key was used before for something else. Metadata: field, the first one
     that differs. Use a new key for a new operation.
     """
-    ERROR_REASON_INVALID_PAGE_TOKEN: _ErrorReason.ValueType  # 4
-    """INVALID_ARGUMENT: the page token is not one that this RPC gave out. Start without one."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The `reason` of `google.rpc.ErrorInfo` (domain `billing.scheduler`) on every refusal of this room."""
@@ -57,8 +55,6 @@ ERROR_REASON_IDEMPOTENCY_KEY_REUSED: ErrorReason.ValueType  # 3
 """FAILED_PRECONDITION: the idempotency key was used before for something else. Metadata: field, the first one
 that differs. Use a new key for a new operation.
 """
-ERROR_REASON_INVALID_PAGE_TOKEN: ErrorReason.ValueType  # 4
-"""INVALID_ARGUMENT: the page token is not one that this RPC gave out. Start without one."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 class _RunTrigger:
