@@ -10,7 +10,7 @@ NotStored             the delivery is not on disk: the provider must send it aga
 Poison                a body that no repetition will make understandable; never leaves the room
 """
 
-from shared.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from shared.errors import FailedPrecondition, InvalidArgument, NotFound
 
 
 class EventNotFound(NotFound):
@@ -37,8 +37,8 @@ class SelectionTooLarge(FailedPrecondition):
     reason = "SELECTION_TOO_LARGE"
 
 
-class NotStored(Unavailable):
-    reason = "NOT_STORED"
+class NotStored(Exception):
+    """Never reaches gRPC: HTTP answers it with 503."""
 
 
 class Poison(Exception):

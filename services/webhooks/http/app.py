@@ -114,7 +114,7 @@ class Ingress:
             if not isinstance(error, NotStored):
                 _log.error("webhook_failed", error_type=type(error).__name__, exc_info=error)
             return "not_stored", _error(
-                503, NotStored.reason, "the delivery was not stored; send it again", {"retry-after": "1"}
+                503, "NOT_STORED", "the delivery was not stored; send it again", {"retry-after": "1"}
             )
         return ("stored" if new else "duplicate"), JSONResponse({"status": "stored" if new else "duplicate"})
 

@@ -71,7 +71,7 @@ class PatientProtocol(HttpToolsProtocol):
     def _close(self) -> None:
         self._deadline = None
         if self.transport is not None and not self.transport.is_closing():
-            self.transport.abort()
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):

@@ -16,7 +16,8 @@ _PERSONAL = frozenset({
 
 def redacted(body: bytes) -> str:
     """The body as JSON without personal values, or Poison when it is no JSON."""
-    return json.dumps(_redact(bodies.parse(body)), ensure_ascii=False, indent=2)
+    shown = json.dumps(_redact(bodies.parse(body)), ensure_ascii=False, indent=2)
+    return shown.encode("utf-8", "replace").decode()  # JSON may escape halves of characters
 
 
 def _redact(value: Any, name: str = "") -> Any:

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
-from sqlalchemy import Row, func, select, tuple_
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.webhooks.rules.health import FailureCount
@@ -56,7 +55,7 @@ async def list_failures(
     if before:
         query = query.where(tuple_(table.c.created_at, table.c.id) < (before.moment, before.id))
     rows = await db.execute(query.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit))
-    return [_failure(row) for row in rows]
+    return [SignatureFailure(**row._mapping) for row in rows]
 
 
 async def count_failures(db: AsyncConnection, window: timedelta) -> list[FailureCount]:
@@ -69,7 +68,3 @@ async def count_failures(db: AsyncConnection, window: timedelta) -> list[Failure
     return [
         FailureCount(endpoint, tenant, failures) for endpoint, tenant, failures in await db.execute(query)
     ]
-
-
-def _failure(row: Row[Any]) -> SignatureFailure:
-    return SignatureFailure(**row._mapping)
