@@ -3,12 +3,16 @@
 import hashlib
 import hmac
 import json
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from sandbox.state import catalogue
+from sandbox.state.world import Journal, World
 from sandbox.webhooks import LADDER
+from shared import clock
 from tests.sandbox.conftest import Builder
 from tests.sandbox.running import WEBHOOK_SECRET, Received, Sandbox, listening, until
 
@@ -195,3 +199,55 @@ def test_a_torn_last_line_is_a_change_that_never_was(tmp_path: Path) -> None:
         assert second not in ids
     finally:
         sandbox.close()
+
+
+def test_an_endpoint_gets_five_seconds_and_holds_up_nobody_meanwhile(a: Builder) -> None:
+    woken = threading.Event()
+    hung: list[Received] = []
+
+    def answer(received: Received) -> int:
+        if received.event == "payment.captured" and not hung:
+            hung.append(received)
+            woken.wait(10)
+        return 200
+
+    with listening(answer) as endpoint:
+        a.sandbox.set("webhook_endpoint", url=endpoint.url)
+        a.paid_order()
+        until(lambda: len(endpoint.received) == 3, 2)
+        until(lambda: len(endpoint.received) == 4, 8)
+        woken.set()
+
+    first, retried = (each for each in endpoint.received if each.event == "payment.captured")
+    assert first.event_id == retried.event_id
+    assert 5.1 <= retried.at - first.at < 6
+
+
+def test_one_journal_has_one_owner(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "state.jsonl")
+
+    with pytest.raises(RuntimeError, match="belongs to a sandbox that is running"):
+        Journal(tmp_path / "state.jsonl")
+
+    first.close()
+    Journal(tmp_path / "state.jsonl").close()
+
+
+def test_a_long_history_is_compacted_and_says_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "state.jsonl"
+    world = World(clock.now, account_id="acc", journal=Journal(path))
+    item = {"name": "Pro", "amount": 235_882, "currency": "INR"}
+    plan = catalogue.create_plan(world, {"period": "monthly", "interval": 1, "item": item})
+    world.commit()
+    for number in range(1_200):
+        world.edit("plan", plan.entity["id"]).inner["turn"] = number
+        world.commit()
+    world.close()
+    long = path.stat().st_size
+
+    World(clock.now, account_id="acc", journal=Journal(path)).close()
+    again = World(clock.now, account_id="acc", journal=Journal(path))
+
+    assert path.stat().st_size < long / 100
+    assert again.get("plan", plan.entity["id"]).inner == {"turn": 1_199}
+    again.close()
