@@ -88,3 +88,9 @@ async def refuse_test_clock_elsewhere(engine: AsyncEngine) -> None:
         name = (await db.execute(text("SHOW cluster_name"))).scalar_one()
     if name != EMBEDDED_CLUSTER_NAME:
         raise SystemExit("BILLING_TEST_CLOCK is set, but the database is not the embedded one: unset it")
+
+
+async def ping(engine: AsyncEngine) -> None:
+    """Raises unless the database answers: what a room's health follows."""
+    async with engine.connect() as db:
+        await db.execute(text("SELECT 1"))

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import uvloop
-from sqlalchemy import text
-
 from billing.ledger.v1 import ledger_funding_pb2_grpc, ledger_maintenance_pb2_grpc, ledger_pb2_grpc
+
 from services.ledger.actions import Ledger
 from services.ledger.config import LedgerSettings
 from services.ledger.lanes import Lanes
@@ -46,10 +45,6 @@ async def main(settings: LedgerSettings) -> None:
     engine = database.create_engine(url, application_name="ledger", pool_size=settings.ledger_pool_size)
     await startup.check(engine, url, room=ROOM, test_clock=settings.billing_test_clock is not None)
 
-    async def probe() -> None:
-        async with engine.connect() as db:
-            await db.execute(text("SELECT 1"))
-
     lanes = Lanes(
         url,
         count=settings.ledger_lanes,
@@ -63,7 +58,7 @@ async def main(settings: LedgerSettings) -> None:
             listen=settings.ledger_listen,
             settings=settings,
             doors=doors(Ledger(engine, lanes)),
-            probe=probe,
+            probe=lambda: database.ping(engine),
         )
     await engine.dispose()
 

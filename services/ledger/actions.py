@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.ledger import errors
 from services.ledger.lanes import Lanes
@@ -201,7 +201,7 @@ def _view(account: Account, at: datetime) -> BalanceView:
     return BalanceView(lots.totals(account, at), alive)
 
 
-async def _require_tenant(db: reads.AsyncConnection, tenant_id: str) -> None:
+async def _require_tenant(db: AsyncConnection, tenant_id: str) -> None:
     if await reads.find_account(db, tenant_id, timedelta()) is None:
         raise _unknown_tenant(tenant_id)
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from billing.ledger.v1 import ledger_pb2 as pb
 from billing.ledger.v1 import types_pb2 as types
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from services.ledger.rules import limits, model
 
 
@@ -15,12 +15,21 @@ def moment(timestamp: Timestamp) -> datetime:
     return timestamp.ToDatetime(tzinfo=UTC)
 
 
-def bucket(name: str) -> types.Bucket:
+def stamp(at: datetime | None) -> Timestamp | None:
+    """The same moment as a message; None stays absent."""
+    if at is None:
+        return None
+    timestamp = Timestamp()
+    timestamp.FromDatetime(at)
+    return timestamp
+
+
+def bucket(name: str) -> types.Bucket.ValueType:
     """The bucket of this name."""
     return types.Bucket.Value(f"BUCKET_{name.upper()}")
 
 
-def bucket_name(value: types.Bucket) -> str:
+def bucket_name(value: types.Bucket.ValueType) -> str:
     """The name of this bucket."""
     return types.Bucket.Name(value).removeprefix("BUCKET_").lower()
 
@@ -47,7 +56,7 @@ def transaction(value: model.Transaction, entries: Iterable[model.Entry]) -> typ
         entries=[_entry(entry) for entry in lines],
         first_seq=value.first_seq,
         last_seq=value.last_seq,
-        created_at=value.created_at,
+        created_at=stamp(value.created_at),
         metadata=value.metadata,
     )
 
@@ -63,14 +72,14 @@ def balance(totals: model.Totals, lots: Iterable[model.Lot] = ()) -> types.Balan
                 bucket=bucket(each.bucket),
                 credits=each.credits,
                 held=each.held,
-                next_expires_at=each.next_expires_at,
+                next_expires_at=stamp(each.next_expires_at),
             )
             for each in totals.buckets
         ],
         lots=[lot(each) for each in lots],
-        next_expires_at=totals.next_expires_at,
+        next_expires_at=stamp(totals.next_expires_at),
         as_of_seq=totals.as_of_seq,
-        as_of=totals.as_of,
+        as_of=stamp(totals.as_of),
     )
 
 
@@ -82,9 +91,9 @@ def lot(value: model.Lot) -> types.Lot:
         granted=value.granted,
         remaining=value.remaining,
         held=value.held,
-        expires_at=value.expires_at,
+        expires_at=stamp(value.expires_at),
         reference_id=value.reference_id,
-        created_at=value.created_at,
+        created_at=stamp(value.created_at),
     )
 
 
@@ -98,7 +107,7 @@ def limit_decision(value: limits.LimitDecision) -> pb.LimitDecision:
         used=value.used,
         remaining=value.remaining,
         kind=types.LimitKind.Value(f"LIMIT_KIND_{value.kind.upper()}"),
-        grace_expires_at=value.grace_expires_at,
+        grace_expires_at=stamp(value.grace_expires_at),
         addon=value.addon,
     )
 
@@ -108,18 +117,22 @@ def service_entitlement(value: limits.ServiceEntitlement) -> types.ServiceEntitl
     return types.ServiceEntitlement(
         service_code=value.service_code,
         enabled=value.enabled,
-        limits=[
-            types.Limit(
-                key=limit.key,
-                value=limit.value,
-                unlimited=True if limit.value is None else None,
-                kind=types.LimitKind.Value(f"LIMIT_KIND_{limit.kind.upper()}"),
-                grace_seconds=limit.grace_seconds,
-                addon=limit.addon,
-            )
-            for limit in value.limits
-        ],
+        limits=[_limit(limit) for limit in value.limits],
     )
+
+
+def _limit(value: limits.Limit) -> types.Limit:
+    message = types.Limit(
+        key=value.key,
+        kind=types.LimitKind.Value(f"LIMIT_KIND_{value.kind.upper()}"),
+        grace_seconds=value.grace_seconds,
+        addon=value.addon,
+    )
+    if value.value is None:
+        message.unlimited = True
+    else:
+        message.value = value.value
+    return message
 
 
 def service_entitlement_of(message: types.ServiceEntitlement) -> limits.ServiceEntitlement:
@@ -150,5 +163,5 @@ def _entry(value: model.Entry) -> types.Entry:
         lot_posted_after=value.lot_posted_after,
         lot_held_after=value.lot_held_after,
         account_posted_after=value.account_posted_after,
-        at=value.at,
+        at=stamp(value.at),
     )

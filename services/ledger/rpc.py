@@ -3,7 +3,6 @@
 from typing import Any, TypeAlias
 
 import grpc
-
 from billing.ledger.v1 import (
     ledger_funding_pb2 as funding_pb,
 )
@@ -18,6 +17,7 @@ from billing.ledger.v1 import (
 from billing.ledger.v1 import (
     ledger_pb2 as pb,
 )
+
 from services.ledger import actions, messages
 from services.ledger.actions import Ledger
 from services.ledger.rules.model import Debit, Grant
@@ -103,7 +103,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         return pb.CheckLimitResponse(
             decision=messages.limit_decision(decision),
             entitlements_version=state.entitlements_version,
-            as_of=state.as_of,
+            as_of=messages.stamp(state.as_of),
         )
 
 
@@ -180,7 +180,7 @@ class LedgerFundingService(ledger_funding_pb2_grpc.LedgerFundingServiceServicer)
         shown = found[:page]
         return funding_pb.ListUsageResponse(
             usage=[
-                funding_pb.Usage(limit_key=key, used=used, updated_at=updated_at)
+                funding_pb.Usage(limit_key=key, used=used, updated_at=messages.stamp(updated_at))
                 for key, used, updated_at in shown
             ],
             next_page_token=paging.token(shown[-1][0]) if len(found) > page else "",

@@ -13,10 +13,9 @@ from typing import Any
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from services.ledger.rules import lots
 from services.ledger.rules.batch import Decided, Known
 from services.ledger.rules.model import SUBSCRIPTION, Account, Entry, Lot, Outcome, Record
-from services.ledger.store.rows import entry_of, record_of
+from services.ledger.store.rows import account_of, entry_of, record_of
 
 Connection = AsyncConnection[TupleRow]
 Key = tuple[str, str]
@@ -135,13 +134,11 @@ async def load(connection: Connection, wanted: Wanted, *, opened_at: datetime, g
         by_tenant: dict[str, list[Lot]] = {}
         for tenant, *lot in await open_lots.fetchall():
             by_tenant.setdefault(tenant, []).append(Lot(*lot))
-        row = await clock.fetchone()
-        assert row is not None  # noqa: S101 - a SELECT without FROM has one row
+        ((now,),) = await clock.fetchall()
         return Known(
-            now=row[0],
+            now=now,
             accounts={
-                account[0]: Account(*account, lots.in_burn_order(by_tenant.get(account[0], ())))
-                for account in await accounts.fetchall()
+                row[0]: account_of(row, by_tenant.get(row[0], ())) for row in await accounts.fetchall()
             },
             records={
                 (record.transaction.tenant_id, record.transaction.idempotency_key): record

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.ledger.rules import lots
 from services.ledger.rules.model import Account, Entry, Lot, Record
 from services.ledger.store.lane import ENTRY, RECORD
-from services.ledger.store.rows import entry_of, record_of
+from services.ledger.store.rows import account_of, entry_of, record_of
 
 # One statement, so that the account and its lots are of one moment.
 ACCOUNT = """
@@ -76,7 +76,7 @@ async def find_account(
     if not rows:
         return None
     open_lots = [Lot(*row[8:]) for row in rows if row[8] is not None]
-    return Account(*rows[0][:7], lots.in_burn_order(open_lots)), rows[0][7]
+    return account_of(rows[0][:7], open_lots), rows[0][7]
 
 
 async def list_lots_at(db: AsyncConnection, tenant_id: str, seq: int) -> tuple[Lot, ...]:

@@ -1,9 +1,25 @@
 """Rows to the rules' values."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from services.ledger.rules.model import Entry, Record, Transaction
+from services.ledger.rules import lots
+from services.ledger.rules.model import Account, Entry, Lot, Record, Transaction
+
+
+def account_of(row: Sequence[Any], open_lots: Iterable[Lot]) -> Account:
+    """The first columns of `tenant_credits`, up to `next_lot`, and the open lots."""
+    tenant_id, seq, last_at, chain_head, state, frozen_reason, next_lot = row
+    return Account(
+        tenant_id=tenant_id,
+        seq=seq,
+        last_at=last_at,
+        chain_head=chain_head,
+        state=state,
+        frozen_reason=frozen_reason,
+        next_lot=next_lot,
+        lots=lots.in_burn_order(open_lots),
+    )
 
 
 def record_of(row: Sequence[Any]) -> Record:
