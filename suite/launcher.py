@@ -74,7 +74,8 @@ class Launcher:
         listen = addresses.choose(self.settings.wished_addresses())
         await self.database.start()
         self._in_background(self.database.keep_running())
-        await asyncio.to_thread(migrate, self.database.admin_url, self.secrets.role_passwords)
+        applied = await asyncio.to_thread(migrate, self.database.admin_url, self.secrets.role_passwords)
+        self.console.say("suite", f"migrations applied: {', '.join(applied) or 'none were missing'}")
         self.world = World(
             listen=listen,
             database_urls=self.database.note(self.secrets.role_passwords).urls,

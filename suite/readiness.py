@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass
 from typing import Protocol
 
 import grpc
 import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+# The launcher forks only to start programs; gRPC's own handlers for forks would complain each time.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 POLL_SECONDS = 0.05
 ANSWER_SECONDS_MAX = 1.0

@@ -202,3 +202,12 @@ def test_wrong_settings_are_named_together(own_suite: RunningSuite) -> None:
     assert answer.returncode != 0
     assert "LEDGER_LISTEN" in answer.stderr
     assert "BILLING_POSTGRES_PORT" in answer.stderr
+
+
+def test_a_room_that_cannot_start_ends_the_run_with_its_reason(own_suite: RunningSuite) -> None:
+    answer = suite_command(own_suite, "run", REFLECTION="perhaps")
+
+    assert answer.returncode == 1
+    assert "REFLECTION is wrong" in answer.stdout
+    assert "reasons are above" in answer.stderr
+    assert own_suite.survivors() == []
