@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,8 +33,12 @@ def main() -> None:
     settings = load(SandboxSettings)
     logs.configure("sandbox", settings.log_level)
     host, _, port = settings.sandbox_listen.rpartition(":")
+    try:
+        till = Till(settings)
+    except RuntimeError as error:
+        sys.exit(str(error))
     config = uvicorn.Config(
-        create_app(Till(settings)),
+        create_app(till),
         host=host.strip("[]"),
         port=int(port),
         http="httptools",

@@ -3,8 +3,12 @@
 import hashlib
 import hmac
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +18,7 @@ from sandbox.state.world import Journal, World
 from sandbox.webhooks import LADDER
 from shared import clock
 from tests.sandbox.conftest import Builder
-from tests.sandbox.running import WEBHOOK_SECRET, Received, Sandbox, listening, until
+from tests.sandbox.running import ROOT, WEBHOOK_SECRET, Received, Sandbox, listening, until
 
 
 def signature(body: bytes, secret: str = WEBHOOK_SECRET) -> str:
@@ -251,3 +255,42 @@ def test_a_long_history_is_compacted_and_says_the_same(tmp_path: Path) -> None:
     assert path.stat().st_size < long / 100
     assert again.get("plan", plan.entity["id"]).inner == {"turn": 1_199}
     again.close()
+
+
+def test_the_sandbox_follows_the_test_clock(tmp_path: Path) -> None:
+    offset = tmp_path / "offset"
+    clock.move_to(offset, timedelta())
+    sandbox = Sandbox(BILLING_TEST_CLOCK=str(offset))
+    try:
+        a = builder(sandbox)
+        subscription_id = a.paid_subscription()
+        assert sandbox.act("tick") == []
+
+        clock.move_to(offset, timedelta(days=32))
+        told = sandbox.act("tick")
+
+        assert [each["event"] for each in told][-1:] == ["subscription.charged"]
+        assert told[-1]["parsed"]["created_at"] > time.time() + 31 * 86_400
+        assert a.sdk.subscription.fetch(subscription_id)["paid_count"] == 2
+    finally:
+        sandbox.close()
+
+
+def test_missing_settings_are_named_all_at_once() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "sandbox"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "SANDBOX_LISTEN": "nowhere"},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+
+    assert answer.returncode != 0
+    for name in (
+        "SANDBOX_LISTEN",
+        "RAZORPAY_KEY_ID",
+        "RAZORPAY_KEY_SECRET",
+        "RAZORPAY_WEBHOOK_SECRET",
+    ):
+        assert name in answer.stderr
