@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+
+# Read when grpc is imported: the launcher forks only to start programs, and each fork would be complained of.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
+import asyncio
 from dataclasses import dataclass
 from typing import Protocol
 
 import grpc
 import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-# The launcher forks only to start programs; gRPC's own handlers for forks would complain each time.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 POLL_SECONDS = 0.05
 ANSWER_SECONDS_MAX = 1.0
