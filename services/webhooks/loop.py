@@ -63,7 +63,7 @@ class DeliveryLoop:
             await self._courier.deliver(event)
         except Exception as error:
             # The outcome could not be written down: the lease ends and the event is tried again.
-            _log.error("delivery_not_recorded", event=event.id, error_type=type(error).__name__)
+            _log.error("delivery_not_recorded", webhook_event=event.id, error_type=type(error).__name__)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)

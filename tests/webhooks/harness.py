@@ -121,9 +121,10 @@ class Running:
 async def eventually(check: Callable[[], Awaitable[Any]], *, seconds: float = 8.0) -> Any:
     """The first true answer."""
     async with asyncio.timeout(seconds):
-        while not (answer := await check()):
+        while True:
+            if answer := await check():
+                return answer
             await asyncio.sleep(0.02)
-        return answer
 
 
 @asynccontextmanager

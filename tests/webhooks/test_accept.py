@@ -1,6 +1,7 @@
 """What the ingress answers, over real sockets."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -249,15 +250,17 @@ async def test_endless_headers_are_cut_off(start: Start) -> None:
     host, port = room.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
 
-    writer.write(b"POST /webhooks/razorpay HTTP/1.1\r\nHost: h\r\n")
-    with pytest.raises((ConnectionError, TimeoutError)):
+    async def flood() -> bytes:
+        writer.write(b"POST /webhooks/razorpay HTTP/1.1\r\nHost: h\r\n")
         for _ in range(2000):
             writer.write(b"X-Filler: " + b"x" * 1000 + b"\r\n")
-            await asyncio.wait_for(writer.drain(), 2)
-            await asyncio.sleep(0)
-        raise TimeoutError if await reader.read() == b"" else AssertionError("answered")
+            await writer.drain()
+        return await reader.read()
 
-    writer.close()
+    with contextlib.suppress(ConnectionError):
+        answer = await asyncio.wait_for(flood(), 3)
+        assert answer == b""
+    assert writer.transport.is_closing()
 
 
 async def test_health_metrics_and_wrong_turns(room: Running) -> None:
@@ -314,7 +317,7 @@ async def test_no_signature_header_makes_it_fail(start: Start) -> None:
     seen: set[int] = set()
     loop = asyncio.get_running_loop()
 
-    @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(HEADER, max_size=3), HEADER, st.integers(0, 255))
     def knock(signatures: list[bytes], event_id: bytes, flipped: int) -> None:
         forged = bytearray(signature(body).encode())

@@ -107,7 +107,7 @@ class Courier:
         write = _log.info if decision is not None else _log.warning
         write(
             "event_delivered" if decision is not None else "event_not_delivered",
-            event=event.id,
+            webhook_event=event.id,
             event_type=event.event_type,
             result=result,
             reason=reason,

@@ -132,8 +132,7 @@ async def requeue_dead_letters(engine: AsyncEngine, chosen: LetterSelection, wis
     """Takes the chosen dead letters off the queue, makes their events due and says how many."""
 
     async def requeue(db: AsyncConnection) -> int:
-        letters = await _lock_letters(db, chosen)
-        await store.remove_letters(db, [letter.id for letter in letters])
+        letters = await _take_letters(db, chosen)
         await store.deliver_again(db, [letter.webhook_event_id for letter in letters])
         after = {"dead_letters": [_remembered(letter) for letter in letters]}
         await _audit(db, "webhook.requeue", "webhook_dead_letter", wish, plain(chosen), after)
@@ -146,8 +145,7 @@ async def discard_dead_letters(engine: AsyncEngine, chosen: LetterSelection, wis
     """Takes the chosen dead letters off the queue for good and says how many."""
 
     async def discard(db: AsyncConnection) -> int:
-        letters = await _lock_letters(db, chosen)
-        await store.remove_letters(db, [letter.id for letter in letters])
+        letters = await _take_letters(db, chosen)
         after = {"dead_letters": [_remembered(letter) for letter in letters]}
         await _audit(db, "webhook.discard", "webhook_dead_letter", wish, plain(chosen), after)
         return len(letters)
@@ -200,8 +198,8 @@ async def _require_replayable(db: AsyncConnection, id: str) -> None:
         raise EventBodyRemoved("the event's body is past its retention and was removed", event=id)
 
 
-async def _lock_letters(db: AsyncConnection, chosen: LetterSelection) -> list[DeadLetter]:
-    letters = await store.lock_letters(db, chosen, SELECTION_MAX + 1)
+async def _take_letters(db: AsyncConnection, chosen: LetterSelection) -> list[DeadLetter]:
+    letters = await store.take_letters(db, chosen, SELECTION_MAX + 1)
     missing = sorted(set(chosen.ids) - {letter.id for letter in letters})
     if missing:
         raise DeadLetterNotFound("no dead letter has this id", dead_letter=missing[0])

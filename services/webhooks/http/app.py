@@ -110,9 +110,10 @@ class Ingress:
                 request_id=logs.request_id.get(),
             )
         except Exception as error:
-            # Whatever it was, it is not on disk for sure, so the provider must send it again.
+            # Whatever it was, it is not surely on disk, so the provider must send it again. Its text may quote the
+            # body, so it is not logged.
             if not isinstance(error, NotStored):
-                _log.error("webhook_failed", error_type=type(error).__name__, exc_info=error)
+                _log.error("webhook_failed", error_type=type(error).__name__)
             return "not_stored", _error(
                 503, "NOT_STORED", "the delivery was not stored; send it again", {"retry-after": "1"}
             )

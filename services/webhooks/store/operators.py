@@ -113,22 +113,17 @@ async def list_letters(
     return [DeadLetter(**row._mapping) for row in rows]
 
 
-async def lock_letters(db: AsyncConnection, chosen: LetterSelection, limit: int) -> list[DeadLetter]:
-    """The chosen dead letters, locked."""
-    query: Select[Any] = select(*_LETTER)
+async def take_letters(db: AsyncConnection, chosen: LetterSelection, limit: int) -> list[DeadLetter]:
+    """Takes the chosen dead letters off the queue and returns them."""
+    query = select(letters.c.id)
     if chosen.ids:
         query = query.where(letters.c.id.in_(chosen.ids))
     if chosen.set_aside_for:
         query = query.where(letters.c.reason == chosen.set_aside_for)
     if chosen.tenant_id:
         query = query.where(letters.c.tenant_id == chosen.tenant_id)
-    rows = await db.execute(query.order_by(letters.c.id).limit(limit).with_for_update())
-    return [DeadLetter(**row._mapping) for row in rows]
-
-
-async def remove_letters(db: AsyncConnection, ids: Sequence[str]) -> None:
-    """Takes dead letters off the queue."""
-    await db.execute(delete(letters).where(letters.c.id.in_(ids)))
+    taken = delete(letters).where(letters.c.id.in_(query.limit(limit))).returning(*_LETTER)
+    return [DeadLetter(**row._mapping) for row in await db.execute(taken)]
 
 
 async def remove_letters_of(db: AsyncConnection, event_ids: Sequence[str]) -> None:
