@@ -1,0 +1,355 @@
+"""The main job as a story: a signed Razorpay delivery becomes credits that a service spends.
+
+Everything here goes through the doors that a product, Razorpay and an operator use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import random
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import SecretStr
+from rich.console import Console
+from rich.table import Table
+
+from billing.ledger.v1 import ledger_pb2 as ledger_pb
+from billing.ledger.v1 import ledger_pb2_grpc
+from billing.ledger.v1 import types_pb2 as types
+from billing.subscriptions.v1 import catalog_pb2 as catalog_pb
+from billing.subscriptions.v1 import subscriptions_pb2 as subscriptions_pb
+from billing.subscriptions.v1 import subscriptions_pb2_grpc
+from billing.webhooks.v1 import webhooks_admin_pb2 as webhooks_pb
+from billing.webhooks.v1 import webhooks_admin_pb2_grpc
+from shared.errors import BillingError, FailedPrecondition
+from shared.rpc.client import open_channel
+from suite.files import Runtime
+
+PATIENCE_SECONDS = 20.0
+
+PRO_CREDITS = 15_000
+MEDIUM_PACK_CREDITS = 2_200
+
+Answer = TypeVar("Answer")
+
+
+class StepFailed(Exception):
+    """A step was not what it should be."""
+
+
+@dataclass(frozen=True)
+class Doors:
+    """Stubs and clients for everybody who plays a part."""
+
+    subscriptions: subscriptions_pb2_grpc.SubscriptionsServiceAsyncStub
+    ledger: ledger_pb2_grpc.LedgerServiceAsyncStub
+    webhooks_admin: webhooks_admin_pb2_grpc.WebhooksAdminServiceAsyncStub
+    ingress: httpx.AsyncClient
+    sandbox: httpx.AsyncClient
+
+
+class Story:
+    """Tells each step as it happens, and stops at the first that is not what it should be."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._steps: list[tuple[str, str, bool]] = []
+
+    def tell(self, what: str, answer: str, *, ok: bool) -> None:
+        self._steps.append((what, answer, ok))
+        mark = "[green]✓[/]" if ok else "[red]✗[/]"
+        self._console.print(f"{mark} {what}: [bold]{answer}[/]", highlight=False)
+        if not ok:
+            raise StepFailed(what)
+
+    def table(self) -> Table:
+        table = Table(title="What happened", title_justify="left", show_lines=False)
+        table.add_column("#", justify="right")
+        table.add_column("step")
+        table.add_column("answer")
+        table.add_column("")
+        for number, (what, answer, ok) in enumerate(self._steps, start=1):
+            table.add_row(str(number), what, answer, "✓" if ok else "✗")
+        return table
+
+
+def main(runtime: Runtime) -> int:
+    """Tells the story against a running suite; 0 only if every step was what it should be."""
+    console = Console()
+    story = Story(console)
+    try:
+        asyncio.run(_tell(runtime, story))
+    except StepFailed:
+        outcome = 1
+    except (BillingError, httpx.HTTPError, TimeoutError) as error:
+        console.print(f"[red]✗ {type(error).__name__}: {error}[/]", highlight=False)
+        outcome = 1
+    else:
+        outcome = 0
+    console.print(story.table())
+    console.print("Every step was what it should be." if outcome == 0 else "[red]The story broke off.[/]")
+    return outcome
+
+
+async def _tell(runtime: Runtime, story: Story) -> None:
+    tenant = f"demo_{secrets.token_hex(4)}"
+    async with _doors(runtime) as doors:
+        await _provision(doors, story, tenant)
+        await _buy_pro(doors, story, tenant)
+        await _buy_pack(doors, story, tenant)
+        await _spend(doors, story, tenant)
+        await _look_back(doors, story, tenant)
+
+
+async def _provision(doors: Doors, story: Story, tenant: str) -> None:
+    provisioned = await doors.subscriptions.ProvisionTenant(
+        subscriptions_pb.ProvisionTenantRequest(tenant_id=tenant, idempotency_key="provision")
+    )
+    story.tell(f"provision {tenant}", f"plan {provisioned.plan_code}", ok=provisioned.plan_code == "free")
+
+    async def eleventh_post() -> ledger_pb.CheckLimitResponse:
+        return await doors.ledger.CheckLimit(
+            ledger_pb.CheckLimitRequest(
+                tenant_id=tenant, limit_key="blog.posts", requested=1, current_usage=10
+            )
+        )
+
+    checked = await _once_there(eleventh_post)
+    story.tell(
+        "may it publish an 11th post?",
+        f"{'yes' if checked.decision.allowed else 'no'}: the free plan has {checked.decision.limit}",
+        ok=not checked.decision.allowed and checked.decision.limit == 10,
+    )
+
+
+async def _buy_pro(doors: Doors, story: Story, tenant: str) -> None:
+    checkout = (
+        await doors.subscriptions.Checkout(
+            subscriptions_pb.CheckoutRequest(
+                tenant_id=tenant,
+                idempotency_key="checkout-pro",
+                plan_code="pro",
+                cycle=catalog_pb.BILLING_CYCLE_MONTHLY,
+            )
+        )
+    ).checkout
+    story.tell(
+        "check out Pro, monthly",
+        f"{checkout.subscription_id} for {checkout.total_display}",
+        ok=checkout.total_paise == 235_882,
+    )
+
+    deliveries = await _pay(doors, f"subscriptions/{checkout.subscription_id}/pay", method="card")
+    events = [each["event"] for each in deliveries]
+    story.tell(
+        "the customer pays at Razorpay", f"{len(deliveries)} signed deliveries", ok=len(deliveries) == 7
+    )
+
+    charged = deliveries[events.index("subscription.charged")]
+    story.tell(*await _deliver(doors, [charged], expected="subscription.charged"), ok=True)
+    totals = await _balance_when(doors, tenant, PRO_CREDITS)
+    subscription = totals.buckets[0]
+    expires_at = subscription.next_expires_at.ToDatetime().strftime("%d %b %Y")
+    story.tell(
+        "the wallet",
+        f"{subscription.credits:,} subscription credits until {expires_at}",
+        ok=subscription.credits == PRO_CREDITS and subscription.HasField("next_expires_at"),
+    )
+
+    again = await _post(doors, charged)
+    story.tell("the same delivery again", f"HTTP {again}", ok=again == 200)
+    siblings = [each for each in deliveries if each is not charged]
+    random.shuffle(siblings)
+    story.tell(*await _deliver(doors, siblings, expected="its six siblings, shuffled"), ok=True)
+    totals = await _balance(doors, tenant)
+    story.tell("the wallet afterwards", f"{totals.available:,} credits", ok=totals.available == PRO_CREDITS)
+
+    forged = await doors.ingress.post(
+        "/webhooks/razorpay",
+        content=base64.b64decode(charged["body_base64"]).replace(b"pay_", b"pax_"),
+        headers=charged["headers"],
+    )
+    story.tell("the same body, altered", f"HTTP {forged.status_code}", ok=forged.status_code == 401)
+
+
+async def _buy_pack(doors: Doors, story: Story, tenant: str) -> None:
+    order = await doors.subscriptions.BuyCredits(
+        subscriptions_pb.BuyCreditsRequest(tenant_id=tenant, idempotency_key="pack-1", pack_code="medium")
+    )
+    story.tell(
+        "buy the medium credit pack",
+        f"{order.order_id} for {order.total_display}",
+        ok=order.total_paise == 166_000 and order.credits == MEDIUM_PACK_CREDITS,
+    )
+    deliveries = await _pay(doors, f"orders/{order.order_id}/pay", method="upi")
+    story.tell(*await _deliver(doors, deliveries, expected="its captured payment and its siblings"), ok=True)
+    totals = await _balance_when(doors, tenant, PRO_CREDITS + MEDIUM_PACK_CREDITS)
+    permanent = totals.buckets[1]
+    story.tell(
+        "the wallet",
+        f"{permanent.credits:,} permanent credits beside {totals.buckets[0].credits:,}",
+        ok=permanent.credits == MEDIUM_PACK_CREDITS and not permanent.HasField("next_expires_at"),
+    )
+
+
+async def _spend(doors: Doors, story: Story, tenant: str) -> None:
+    first = _debit(tenant, "publish-1", 14_000)
+    answer = await doors.ledger.Debit(first)
+    story.tell("debit 14,000", _parts(answer.transaction), ok=_moved(answer.transaction) == (-14_000, 0))
+    answer = await doors.ledger.Debit(_debit(tenant, "publish-2", 1_500))
+    story.tell("debit 1,500", _parts(answer.transaction), ok=_moved(answer.transaction) == (-1_000, -500))
+    again = await doors.ledger.Debit(first)
+    story.tell(
+        "the first debit again, same key",
+        "replayed, nothing taken" if again.replayed else "taken twice",
+        ok=again.replayed and (await _balance(doors, tenant)).available == 1_700,
+    )
+    try:
+        await doors.ledger.Debit(_debit(tenant, "publish-3", 1_701))
+    except FailedPrecondition as refusal:
+        story.tell(
+            "debit 1,701",
+            f"{refusal.reason}: {refusal.metadata.get('shortfall')} missing",
+            ok=refusal.reason == "INSUFFICIENT_CREDITS" and refusal.metadata.get("shortfall") == "1",
+        )
+    else:
+        story.tell("debit 1,701", "taken, though only 1,700 were there", ok=False)
+
+
+async def _look_back(doors: Doors, story: Story, tenant: str) -> None:
+    current = await doors.subscriptions.GetCurrent(subscriptions_pb.GetCurrentRequest(tenant_id=tenant))
+    story.tell(
+        "where it stands",
+        f"{current.plan_name}, {current.credits.available:,} credits",
+        ok=current.plan_code == "pro",
+    )
+
+    async def upgraded() -> ledger_pb.CheckLimitResponse | None:
+        checked = await doors.ledger.CheckLimit(
+            ledger_pb.CheckLimitRequest(
+                tenant_id=tenant, limit_key="blog.posts", requested=1, current_usage=10
+            )
+        )
+        return checked if checked.decision.allowed else None
+
+    checked = await _once_there(upgraded)
+    story.tell(
+        "may it publish an 11th post now?",
+        f"yes: Pro has {checked.decision.limit}",
+        ok=checked.decision.limit == 500,
+    )
+    listed = await doors.ledger.ListTransactions(ledger_pb.ListTransactionsRequest(tenant_id=tenant))
+    amounts = [transaction.amount for transaction in reversed(listed.transactions)]
+    balance = await _balance(doors, tenant)
+    story.tell(
+        "its transactions",
+        f"{' '.join(f'{amount:+,}' for amount in amounts)} = {sum(amounts):,}",
+        ok=amounts == [PRO_CREDITS, MEDIUM_PACK_CREDITS, -14_000, -1_500] and sum(amounts) == balance.posted,
+    )
+
+
+def _debit(tenant: str, key: str, credits: int) -> ledger_pb.DebitRequest:
+    return ledger_pb.DebitRequest(
+        tenant_id=tenant, idempotency_key=key, credits=credits, reason="blog.publish", reference_id=key
+    )
+
+
+def _moved(transaction: types.Transaction) -> tuple[int, int]:
+    """(subscription, permanent) credits that a transaction moved."""
+    moved = {amount.bucket: amount.credits for amount in transaction.buckets}
+    return moved.get(types.BUCKET_SUBSCRIPTION, 0), moved.get(types.BUCKET_PERMANENT, 0)
+
+
+def _parts(transaction: types.Transaction) -> str:
+    subscription, permanent = _moved(transaction)
+    return f"{-subscription:,} subscription and {-permanent:,} permanent credits"
+
+
+async def _pay(doors: Doors, path: str, *, method: str) -> list[dict[str, Any]]:
+    """What Razorpay would send about a payment, in its order; the story sends the bytes itself."""
+    answer = await doors.sandbox.post(f"/_sandbox/{path}", json={"method": method, "deliver": False})
+    answer.raise_for_status()
+    found = answer.json()
+    return list(found["deliveries"] if isinstance(found, dict) else found)
+
+
+async def _post(doors: Doors, delivery: dict[str, Any]) -> int:
+    body = base64.b64decode(delivery["body_base64"])
+    return (
+        await doors.ingress.post("/webhooks/razorpay", content=body, headers=delivery["headers"])
+    ).status_code
+
+
+async def _deliver(doors: Doors, deliveries: Sequence[dict[str, Any]], *, expected: str) -> tuple[str, str]:
+    """Posts deliveries and waits until each was decided: what was delivered, and what became of it."""
+    for delivery in deliveries:
+        status = await _post(doors, delivery)
+        if status != 200:
+            raise StepFailed(f"{delivery['event']} was answered with HTTP {status}")
+    outcomes = []
+    for delivery in deliveries:
+        event = await _once_there(lambda delivery=delivery: _decided(doors, delivery["event_id"]))
+        outcomes.append(event.outcome)
+    counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
+    return f"deliver {expected}", f"HTTP 200; {counts}"
+
+
+async def _decided(doors: Doors, event_id: str) -> webhooks_pb.Event | None:
+    found = await doors.webhooks_admin.ListEvents(webhooks_pb.ListEventsRequest(event_id=event_id))
+    decided = [event for event in found.events if event.status != webhooks_pb.EVENT_STATUS_PENDING]
+    return decided[0] if decided else None
+
+
+async def _balance(doors: Doors, tenant: str) -> types.Balance:
+    return (await doors.ledger.GetBalance(ledger_pb.GetBalanceRequest(tenant_id=tenant))).balance
+
+
+async def _balance_when(doors: Doors, tenant: str, credits: int) -> types.Balance:
+    """The balance once it is at least this; grants follow the delivery that caused them within moments."""
+
+    async def enough() -> types.Balance | None:
+        balance = await _balance(doors, tenant)
+        return balance if balance.available >= credits else None
+
+    return await _once_there(enough)
+
+
+async def _once_there(ask: Callable[[], Awaitable[Answer | None]]) -> Answer:
+    """Asks until there is an answer; what another room has yet to write is not there at once."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            try:
+                answer = await ask()
+            except BillingError as error:
+                if error.code != "NOT_FOUND":
+                    raise
+                answer = None
+            if answer is not None:
+                return answer
+            await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def _doors(runtime: Runtime) -> AsyncIterator[Doors]:
+    product = SecretStr(runtime.secrets["gateway_secret"])
+    operator = SecretStr(runtime.secrets["operator_secret"])
+    async with (
+        open_channel(runtime.addresses["subscriptions"], product) as subscriptions,
+        open_channel(runtime.addresses["ledger"], product) as ledger,
+        open_channel(runtime.addresses["webhooks"], operator) as webhooks,
+        httpx.AsyncClient(base_url=runtime.webhooks_http_url, timeout=10) as ingress,
+        httpx.AsyncClient(base_url=runtime.sandbox_url, timeout=10) as sandbox,
+    ):
+        yield Doors(
+            subscriptions_pb2_grpc.SubscriptionsServiceStub(subscriptions),
+            ledger_pb2_grpc.LedgerServiceStub(ledger),
+            webhooks_admin_pb2_grpc.WebhooksAdminServiceStub(webhooks),
+            ingress,
+            sandbox,
+        )
