@@ -13,7 +13,7 @@ from sandbox import rest
 from sandbox.entities import Entity
 from sandbox.errors import Refusal, WrongKey
 from sandbox.state import charges, checks, due, payments, refunds, subscriptions
-from sandbox.state.world import World
+from sandbox.state.world import Record, World
 from sandbox.till import Till
 from sandbox.webhooks import Delivery, Manners
 
@@ -23,16 +23,16 @@ MOST_STEPS = 10_000
 Act = Callable[[World, str, Entity], Any]
 
 
-def _pay(world: World, subscription_id: str, body: Entity) -> None:
+def _pay(world: World, subscription_id: str, body: Entity) -> Record:
     # A second click on "pay" must not take the next cycle's money: that is what `charge` is for.
     if world.get("subscription", subscription_id).entity["status"] == "active":
         raise Refusal("This cycle is paid already; charge makes the next one happen")
-    _charge(world, subscription_id, body)
+    return _charge(world, subscription_id, body)
 
 
-def _charge(world: World, subscription_id: str, body: Entity) -> None:
+def _charge(world: World, subscription_id: str, body: Entity) -> Record:
     international = bool(body.get("international"))
-    charges.pay(world, subscription_id, method=body.get("method"), international=international)
+    return charges.pay(world, subscription_id, method=body.get("method"), international=international)
 
 
 def _authenticate(world: World, subscription_id: str, body: Entity) -> None:
@@ -102,7 +102,7 @@ def routes(till: Till) -> list[Route]:
     """Acts, time, and the switches of the sandbox itself."""
     handlers: list[tuple[str, str, Callable[[Entity, dict[str, str]], Any]]] = [
         ("POST", "tick", lambda body, _: _tick(till, body)),
-        ("POST", "checkout_signature", lambda body, _: _checkout_signature(till, body)),
+        ("POST", "checkout_signature", lambda body, _: checkout(till, body)),
         ("GET", "deliveries", lambda *_: till.sender.list()),
         ("POST", "deliveries/{id}/replay", lambda _, path: till.sender.replay(path["id"]).as_entity()),
         ("GET", "webhook_endpoint", lambda *_: _endpoint(till)),
@@ -192,16 +192,15 @@ def _tick(till: Till, body: Entity) -> list[Entity]:
     return [_shown(delivery) for delivery in done]
 
 
-def _checkout_signature(till: Till, body: Entity) -> Entity:
+def checkout(till: Till, body: Entity) -> Entity:
+    """The three fields that Checkout hands to the merchant's page, signed."""
     payment_id = checks.required(body, "payment_id")
     order_id, subscription_id = body.get("order_id"), body.get("subscription_id")
     if bool(order_id) == bool(subscription_id):
         raise Refusal("Name the order_id or the subscription_id, one of the two")
     signature = till.checkout_signature(payment_id, order_id=order_id, subscription_id=subscription_id)
-    checkout = {"razorpay_payment_id": payment_id, "razorpay_signature": signature}
-    if order_id:
-        return checkout | {"razorpay_order_id": order_id}
-    return checkout | {"razorpay_subscription_id": subscription_id}
+    named = {"razorpay_order_id": order_id} if order_id else {"razorpay_subscription_id": subscription_id}
+    return {"razorpay_payment_id": payment_id, **named, "razorpay_signature": signature}
 
 
 def _endpoint(till: Till) -> Entity:

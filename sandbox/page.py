@@ -4,11 +4,12 @@ import html
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from sandbox import control
 from sandbox.entities import Entity
-from sandbox.errors import Refusal
+from sandbox.errors import Refusal, unknown_url
 from sandbox.till import Till
 
 _PAGE = """<!doctype html>
@@ -20,35 +21,22 @@ h1 {{ font-size: 1.3rem }} dt {{ color: #667; float: left; width: 8rem }} dd {{ 
 button {{ font: inherit; padding: .5rem 1rem; margin: .25rem .25rem .25rem 0; cursor: pointer }}
 pre {{ background: #f3f4f6; padding: 1rem; overflow: auto; white-space: pre-wrap }}
 </style></head>
-<body data-kind="{kind}" data-id="{id}">
+<body>
 <h1>Sandbox checkout</h1>
 <dl><dt>For</dt><dd>{title}</dd><dt>Amount</dt><dd>{amount}</dd><dt>Id</dt><dd>{id}</dd>
 <dt>Status</dt><dd id="status">{status}</dd></dl>
 <p>{buttons}</p>
 <pre id="result">No money moves here: this is a sandbox.</pre>
 <script>
-const {{kind, id}} = document.body.dataset;
-const show = value => document.getElementById("result").textContent =
-  typeof value === "string" ? value : JSON.stringify(value, null, 2);
-const post = async (path, body) => {{
-  const answer = await fetch("/_sandbox/" + path, {{method: "POST", body: JSON.stringify(body)}});
-  const value = await answer.json();
-  if (!answer.ok) throw new Error(value.error.description);
-  return value;
-}};
-const paymentOf = deliveries => deliveries
-  .map(each => JSON.parse(new TextDecoder().decode(Uint8Array.from(atob(each.body_base64), c => c.charCodeAt(0)))))
-  .map(event => event.payload.payment).find(Boolean)?.entity.id;
+const show = text => document.getElementById("result").textContent = text;
 document.querySelectorAll("button").forEach(button => button.onclick = async () => {{
   if (button.dataset.act === "close") return show("Closed: nothing was changed.");
-  try {{
-    const deliveries = await post(`${{kind}}/${{id}}/${{button.dataset.act}}`, {{method: button.dataset.method}});
-    document.getElementById("status").textContent = deliveries.map(each => each.event).join(", ");
-    const payment_id = paymentOf(deliveries);
-    if (button.dataset.act !== "pay" || !payment_id) return show("Done.");
-    const named = kind === "orders" ? {{order_id: id}} : {{subscription_id: id}};
-    show(await post("checkout_signature", {{payment_id, ...named}}));
-  }} catch (error) {{ show(String(error.message)); }}
+  const answer = await fetch(`${{location.pathname}}/${{button.dataset.act}}?method=${{button.dataset.method}}`,
+    {{method: "POST"}});
+  const {{error, status, checkout}} = await answer.json();
+  if (error) return show(error.description);
+  document.getElementById("status").textContent = status;
+  show(checkout ? JSON.stringify(checkout, null, 2) : "Done.");
 }});
 </script></body></html>
 """
@@ -56,7 +44,10 @@ document.querySelectorAll("button").forEach(button => button.onclick = async () 
 
 def routes(till: Till) -> list[Route]:
     """The page of a subscription or an order."""
-    return [Route("/checkout/{id}", _page(till), methods=["GET"])]
+    return [
+        Route("/checkout/{id}", _page(till), methods=["GET"]),
+        Route("/checkout/{id}/{act}", _click(till), methods=["POST"]),
+    ]
 
 
 def _page(till: Till) -> Callable[[Request], Awaitable[Response]]:
@@ -69,23 +60,52 @@ def _page(till: Till) -> Callable[[Request], Awaitable[Response]]:
     return endpoint
 
 
+def _click(till: Till) -> Callable[[Request], Awaitable[Response]]:
+    """What a button does. A customer has no keys: the id on the page is all it takes, wherever it is opened."""
+
+    async def endpoint(request: Request) -> Response:
+        entity_id, act = request.path_params["id"], request.path_params["act"]
+        method = request.query_params.get("method", "card")
+        try:
+            return JSONResponse(click(till, entity_id, act, method))
+        except Refusal as refusal:
+            return JSONResponse(refusal.envelope(), status_code=refusal.status)
+
+    return endpoint
+
+
+def click(till: Till, entity_id: str, act: str, method: str) -> Entity:
+    """The new status and, after a payment, what Checkout hands to the merchant's page."""
+    kind = "order" if entity_id.startswith("order_") else "subscription"
+    if act not in ("pay", "fail", "authenticate"):
+        raise unknown_url()
+    work = control.ACTS.get(f"{kind}s/{{id}}/{act}")
+    if work is None:
+        raise unknown_url()
+    payment, _ = till.ring_up(lambda world: work(world, entity_id, {"method": method}))
+    shown: Entity = {"status": till.world.get(kind, entity_id).entity["status"]}
+    if act == "pay":
+        payment_id = payment.entity["id"]
+        shown["checkout"] = control.checkout(till, {"payment_id": payment_id, f"{kind}_id": entity_id})
+    return shown
+
+
 def render(till: Till, entity_id: str) -> str:
     """The page as HTML; whatever a merchant wrote into names is escaped."""
     if entity_id.startswith("order_"):
         entity = till.world.get("order", entity_id).entity
-        kind, title, amount = "orders", entity["receipt"] or "Order", entity["amount"]
+        title, amount = entity["receipt"] or "Order", entity["amount"]
         acts = [] if entity["status"] == "paid" else [("pay", "card"), ("pay", "upi"), ("fail", "upi")]
     else:
         entity = till.world.get("subscription", entity_id).entity
         item = till.world.get("plan", entity["plan_id"]).entity["item"]
-        kind, title, amount = "subscriptions", item["name"], item["amount"] * entity["quantity"]
+        title, amount = item["name"], item["amount"] * entity["quantity"]
         # A trial sets up the mandate and charges nothing yet.
         trial = entity["status"] == "created" and entity["start_at"]
         first = "authenticate" if trial else "pay"
         waiting = entity["status"] in ("created", "pending", "halted")
         acts = [(first, "card"), (first, "upi"), ("fail", "card")] if waiting else []
     return _PAGE.format(
-        kind=kind,
         id=html.escape(entity["id"]),
         title=html.escape(str(title)),
         amount=html.escape(_rupees(amount, entity)),

@@ -366,6 +366,28 @@ def test_the_checkout_page_offers_its_buttons_and_escapes_names(a: Builder, sdk:
     assert requests.get(f"{a.sandbox.url}/checkout/sub_00000000000000", timeout=5).status_code == 404
 
 
+def test_a_click_pays_and_hands_over_what_checkout_would(a: Builder, sdk: Any) -> None:
+    subscription_id, order_id, trial_id = a.subscription(), a.order(), a.subscription(start_at=2_000_000_000)
+
+    def click(entity_id: str, act: str) -> dict[str, Any]:
+        clicked: dict[str, Any] = requests.post(
+            f"{a.sandbox.url}/checkout/{entity_id}/{act}?method=upi", timeout=5
+        ).json()
+        return clicked
+
+    refused_first, paid, again = (click(subscription_id, act) for act in ("fail", "pay", "pay"))
+    order_paid, trial = click(order_id, "pay"), click(trial_id, "authenticate")
+
+    assert refused_first == {"status": "created"}
+    assert paid["status"] == "active"
+    assert sdk.utility.verify_subscription_payment_signature(paid["checkout"])
+    assert "paid already" in again["error"]["description"]
+    assert order_paid["status"] == "paid"
+    assert sdk.utility.verify_payment_signature(order_paid["checkout"])
+    assert trial == {"status": "authenticated"}
+    assert "not found" in click(subscription_id, "cancel")["error"]["description"]
+
+
 async def test_from_another_machine_the_control_api_asks_for_the_keys() -> None:
     till = Till(
         SandboxSettings(
