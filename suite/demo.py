@@ -12,13 +12,10 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import httpx
-from pydantic import SecretStr
-from rich.console import Console
-from rich.table import Table
-
 from billing.ledger.v1 import ledger_pb2 as ledger_pb
 from billing.ledger.v1 import ledger_pb2_grpc
 from billing.ledger.v1 import types_pb2 as types
@@ -27,6 +24,10 @@ from billing.subscriptions.v1 import subscriptions_pb2 as subscriptions_pb
 from billing.subscriptions.v1 import subscriptions_pb2_grpc
 from billing.webhooks.v1 import webhooks_admin_pb2 as webhooks_pb
 from billing.webhooks.v1 import webhooks_admin_pb2_grpc
+from pydantic import SecretStr
+from rich.console import Console
+from rich.table import Table
+
 from shared.errors import BillingError, FailedPrecondition
 from shared.rpc.client import open_channel
 from suite.files import Runtime
@@ -47,9 +48,9 @@ class StepFailed(Exception):
 class Doors:
     """Stubs and clients for everybody who plays a part."""
 
-    subscriptions: subscriptions_pb2_grpc.SubscriptionsServiceAsyncStub
-    ledger: ledger_pb2_grpc.LedgerServiceAsyncStub
-    webhooks_admin: webhooks_admin_pb2_grpc.WebhooksAdminServiceAsyncStub
+    subscriptions: subscriptions_pb2_grpc.SubscriptionsServiceStub
+    ledger: ledger_pb2_grpc.LedgerServiceStub
+    webhooks_admin: webhooks_admin_pb2_grpc.WebhooksAdminServiceStub
     ingress: httpx.AsyncClient
     sandbox: httpx.AsyncClient
 
@@ -254,6 +255,14 @@ async def _look_back(doors: Doors, story: Story, tenant: str) -> None:
     )
 
 
+async def _eleventh_post(doors: Doors, tenant: str) -> ledger_pb.CheckLimitResponse:
+    request = ledger_pb.CheckLimitRequest(
+        tenant_id=tenant, limit_key="blog.posts", requested=1, current_usage=10
+    )
+    answer: ledger_pb.CheckLimitResponse = await doors.ledger.CheckLimit(request)
+    return answer
+
+
 def _debit(tenant: str, key: str, credits: int) -> ledger_pb.DebitRequest:
     return ledger_pb.DebitRequest(
         tenant_id=tenant, idempotency_key=key, credits=credits, reason="blog.publish", reference_id=key
@@ -294,20 +303,22 @@ async def _deliver(doors: Doors, deliveries: Sequence[dict[str, Any]], *, expect
             raise StepFailed(f"{delivery['event']} was answered with HTTP {status}")
     outcomes = []
     for delivery in deliveries:
-        event = await _once_there(lambda delivery=delivery: _decided(doors, delivery["event_id"]))
-        outcomes.append(event.outcome)
+        outcomes.append(await _once_there(partial(_outcome, doors, str(delivery["event_id"]))))
     counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
     return f"deliver {expected}", f"HTTP 200; {counts}"
 
 
-async def _decided(doors: Doors, event_id: str) -> webhooks_pb.Event | None:
+async def _outcome(doors: Doors, event_id: str) -> str | None:
     found = await doors.webhooks_admin.ListEvents(webhooks_pb.ListEventsRequest(event_id=event_id))
     decided = [event for event in found.events if event.status != webhooks_pb.EVENT_STATUS_PENDING]
-    return decided[0] if decided else None
+    return str(decided[0].outcome) if decided else None
 
 
 async def _balance(doors: Doors, tenant: str) -> types.Balance:
-    return (await doors.ledger.GetBalance(ledger_pb.GetBalanceRequest(tenant_id=tenant))).balance
+    answer: ledger_pb.GetBalanceResponse = await doors.ledger.GetBalance(
+        ledger_pb.GetBalanceRequest(tenant_id=tenant)
+    )
+    return answer.balance
 
 
 async def _balance_when(doors: Doors, tenant: str, credits: int) -> types.Balance:

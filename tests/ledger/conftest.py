@@ -32,9 +32,9 @@ class RunningLedger:
 
     address: str
     ledger: Ledger
-    service: ledger_pb2_grpc.LedgerServiceAsyncStub
-    funding: ledger_funding_pb2_grpc.LedgerFundingServiceAsyncStub
-    maintenance: ledger_maintenance_pb2_grpc.LedgerMaintenanceServiceAsyncStub
+    service: ledger_pb2_grpc.LedgerServiceStub
+    funding: ledger_funding_pb2_grpc.LedgerFundingServiceStub
+    maintenance: ledger_maintenance_pb2_grpc.LedgerMaintenanceServiceStub
 
     def raw_channel(self) -> grpc.aio.Channel:
         """A channel without our interceptors, as a foreign client would open it."""
