@@ -7,10 +7,12 @@ import os
 import sys
 from typing import Annotated, NoReturn
 
+import psycopg
 import typer
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from shared.config import load
+from shared.migrations import MigrationFailed
 from suite import binaries
 from suite.addresses import AddressTaken
 from suite.console import Console
@@ -46,8 +48,10 @@ def run(
     with lock:
         try:
             asyncio.run(Launcher(settings, folder, Console()).run())
-        except (SuiteError, PostgresError, binaries.NoPostgres, AddressTaken) as error:
+        except (SuiteError, PostgresError, binaries.NoPostgres, AddressTaken, MigrationFailed) as error:
             fail(str(error))
+        except psycopg.OperationalError as error:
+            fail(f"The database does not answer: {error}")
 
 
 def _who_runs(folder: DataFolder) -> str:

@@ -82,10 +82,15 @@ class EmbeddedPostgres:
 
     def starting(self) -> Iterator[float]:
         """`start` in steps, for a caller with other things to do: sleep for each number of seconds."""
-        if self._lock is None:
+        is_first = self._lock is None
+        if is_first:
             self._acquire()
         try:
             yield from self._wait_for_orphans()
+            if is_first and self._port_is_fixed and free_port([self.port]) != self.port:
+                raise PostgresError(
+                    f"port {self.port} is taken by another program; choose another for PostgreSQL"
+                )
             yield from self._launch()
         except PostgresError:
             self.stop()

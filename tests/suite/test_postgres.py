@@ -5,6 +5,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -240,6 +241,14 @@ def test_a_server_that_cannot_start_says_why_at_once(folder: Path) -> None:
         EmbeddedPostgres(folder / "pg", port=0).start()
 
     assert time.monotonic() - began < 5
+
+
+def test_a_port_that_was_asked_for_and_is_taken_is_refused_at_once(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+
+        with pytest.raises(PostgresError, match=f"port {port} is taken"):
+            EmbeddedPostgres(folder / "pg", port=port).start()
 
 
 def test_a_killed_initdb_leaves_nothing_in_the_way(folder: Path) -> None:
