@@ -31,7 +31,8 @@ async def run(settings: SchedulerSettings) -> None:
         "webhooks": open_channel(settings.webhooks_address, settings.room_secret),
     }
     url = settings.billing_alert_webhook_url
-    sink = None if url is None else AlertSink(url.get_secret_value())
+    # Compose files pass a variable that is not set as an empty one.
+    sink = AlertSink(url.get_secret_value()) if url is not None and url.get_secret_value() else None
     loop = Loop(engine, Maintenance(channels), sink=sink)
 
     async def probe() -> None:

@@ -73,9 +73,9 @@ async def execute(engine: AsyncEngine, maintenance: Maintenance, run: Run, *, cl
         await asyncio.wait({calls, keeper}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         keeper.cancel()
-        if not calls.done():
-            calls.cancel()
-    if calls.cancelled() or not calls.done():
+        calls.cancel()  # does nothing to what is done
+        await asyncio.gather(keeper, calls, return_exceptions=True)
+    if calls.cancelled():
         log.warning("run_lost", job=run.job, run_id=run.id, fence=run.fence)
         return False
     return await _end(engine, run, calls.result(), now=clock())

@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from structlog.testing import capture_logs
 
 from services.scheduler import actions
 from services.scheduler.clients import AlertSink, Maintenance
@@ -181,9 +182,13 @@ async def test_a_rooms_alert_opens_once_and_recovers_when_it_is_no_longer_report
 ) -> None:
     held = alert("integrity.balance_mismatch:t1", tenant_id="t1", evidence={"balance": "10"})
     query = "SELECT source, tenant_id, evidence, reports, recovered_at FROM alerts"
-    for minute, reported in enumerate([[held], [held]]):
-        rooms.alerts["ledger.SettleExpired"] = reported
-        await tick(engine, maintenance, "settle_expired", NOON + timedelta(minutes=minute))
+    with capture_logs() as lines:
+        for minute, reported in enumerate([[held], [held]]):
+            rooms.alerts["ledger.SettleExpired"] = reported
+            await tick(engine, maintenance, "settle_expired", NOON + timedelta(minutes=minute))
+    assert [
+        (line["key"], line["log_level"], line["tenant_id"]) for line in lines if line["event"] == "alert"
+    ] == [("integrity.balance_mismatch:t1", "error", "t1")]
     assert admin.execute(query).fetchall() == [("ledger.SettleExpired", "t1", {"balance": "10"}, 2, None)]
     rooms.refuse["ledger.SettleExpired"] = [FailedPrecondition("no")]
     await tick(engine, maintenance, "settle_expired", NOON + timedelta(minutes=2))

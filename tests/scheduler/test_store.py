@@ -7,10 +7,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.scheduler import SCHEMA, tables
+from services.scheduler import SCHEMA, actions, tables
 from services.scheduler.rules import Alert, Outcome, Run, Severity
 from services.scheduler.store import alerts as alert_store
 from services.scheduler.store import jobs as job_store
@@ -149,8 +150,6 @@ async def test_a_renewed_lease_is_not_taken(engine: AsyncEngine) -> None:
 async def test_the_schedule_in_the_database_wins_over_the_one_in_the_code(
     engine: AsyncEngine, admin: psycopg.Connection
 ) -> None:
-    from services.scheduler import actions
-
     admin.execute("UPDATE jobs SET schedule = '7 7 * * *' WHERE name = 'reconcile'")
     await actions.prepare(engine)
     async with transaction(engine) as db:
@@ -181,8 +180,6 @@ async def test_an_alert_is_one_row_until_it_recovers(engine: AsyncEngine) -> Non
     ],
 )
 async def test_what_even_the_scheduler_may_not_change(engine: AsyncEngine, statement: str) -> None:
-    from sqlalchemy import text
-
     with pytest.raises(DBAPIError, match="permission denied"):
         async with transaction(engine) as db:
             await db.execute(text(statement))
