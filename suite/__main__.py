@@ -14,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from shared.config import load
 from shared.migrations import MigrationFailed
 from suite import binaries
+from suite import demo as story
 from suite.addresses import AddressTaken
 from suite.console import Console
 from suite.files import DataFolder, Runtime
@@ -21,6 +22,7 @@ from suite.launcher import Launcher, SuiteError
 from suite.migrate import migrate_from_environment
 from suite.postgres import PostgresError
 from suite.settings import SuiteSettings
+from suite.visit import NotStarted, running_suite
 
 app = typer.Typer(
     add_completion=False,
@@ -64,6 +66,18 @@ def _who_runs(folder: DataFolder) -> str:
         f"  {'sandbox':<14} {runtime.sandbox_url}",
     ]
     return "\n".join([f"The suite is running already, as process {runtime.pid}:", *places])
+
+
+@app.command()
+def demo() -> None:
+    """Tell the main job as a story, against the running suite or one started for it."""
+    folder = DataFolder.choose(load(SuiteSettings).billing_data_dir)
+    try:
+        with running_suite(folder) as runtime:
+            status = story.main(runtime)
+    except NotStarted as error:
+        fail(str(error))
+    raise typer.Exit(status)
 
 
 @app.command(context_settings=PASS_ON)

@@ -74,6 +74,18 @@ class RunningSuite:
             time.sleep(0.05)
         raise AssertionError(f"the suite was not ready after {READY_SECONDS_MAX} s:\n{self.output()}")
 
+    def pid(self, name: str) -> int | None:
+        """The process of this name as of now, for it changes with every restart; None while there is none."""
+        note = json.loads((self.data_dir / "runtime.json").read_text())
+        process = note["processes"].get(name)
+        return process["pid"] if process else None
+
+    def kill(self, name: str) -> None:
+        """kill -9, as a machine out of memory does it; the launcher starts it again."""
+        pid = self.pid(name)
+        assert pid is not None, f"{name} is not running"
+        os.kill(pid, signal.SIGKILL)
+
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
