@@ -39,7 +39,7 @@ class Grant:
     bucket: Literal["subscription", "permanent"]
     credits: int
     expires_at: datetime | None
-    payment_id: str
+    payment_id: str | None
     description: str
 
 
@@ -134,9 +134,30 @@ def _snapshot(event: PaymentEvent, situation: Situation) -> Decision:
     merged, verdict = fence.merge(situation.subscription, event.subscription, event.observed_at)
     fetch = fence.ambiguous(situation.subscription, event.subscription, event.observed_at)
     if verdict is Verdict.NEWS:
-        return Decision("applied", "subscription_updated", merged, fetch=fetch)
+        trial = _trial_grant(merged, situation.plan, event.received_at)
+        reason = "trial_began" if trial else "subscription_updated"
+        return Decision("applied", reason, merged, grant=trial, fetch=fetch)
     outcome: Outcome = "superseded" if verdict is Verdict.OLDER else "ignored"
     return Decision(outcome, "older_snapshot" if outcome == "superseded" else "nothing_new", fetch=fetch)
+
+
+def _trial_grant(known: KnownSubscription, plan: Plan | None, received_at: datetime) -> Grant | None:
+    """A mandate with a later first charge is a trial; its credits end with it."""
+    ends_at = known.trial_ends_at
+    if known.status != "authenticated" or plan is None or ends_at is None or ends_at <= received_at:
+        return None
+    if plan.trial_credits == 0:
+        return None
+    return Grant(
+        tenant_id=known.tenant_id,
+        reference_id=f"trial:{known.id}",
+        kind="trial",
+        bucket="subscription",
+        credits=plan.trial_credits,
+        expires_at=ends_at,
+        payment_id=None,
+        description=f"{plan.name}, trial",
+    )
 
 
 def _charge(event: PaymentEvent, situation: Situation) -> Decision:

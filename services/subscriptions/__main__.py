@@ -1,0 +1,103 @@
+"""Starts the room: `python -m services.subscriptions`; with `apply-catalog [--dry-run]` it applies the catalogue."""
+
+from typing import Annotated
+
+import psycopg
+import typer
+import uvloop
+from rich.console import Console
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.subscriptions import SCHEMA
+from services.subscriptions.catalogue import apply_file
+from services.subscriptions.clients.ledger import Ledger
+from services.subscriptions.clients.razorpay import Razorpay
+from services.subscriptions.config import SubscriptionsSettings
+from services.subscriptions.rpc.doors import doors
+from shared import clock, config, database, logs
+from shared.migrations import SchemaBehind, assert_current
+from shared.rpc.client import open_channel
+from shared.rpc.server import serve
+
+ROOM = "subscriptions"
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+async def run(settings: SubscriptionsSettings) -> None:
+    """Wire the room and serve until it is told to stop."""
+    engine, razorpay = _engine(settings), _razorpay(settings)
+    if settings.billing_test_clock is not None:
+        await database.refuse_test_clock_elsewhere(engine)
+    channel = open_channel(settings.ledger_address, settings.room_secret)
+
+    async def probe() -> None:
+        async with engine.connect() as db:
+            await db.execute(text("SELECT 1"))
+
+    async def close() -> None:
+        await channel.close()
+        await engine.dispose()
+        razorpay.close()
+
+    await serve(
+        room=ROOM,
+        listen=settings.subscriptions_listen,
+        settings=settings,
+        doors=doors(engine, Ledger(channel), razorpay, mode=settings.razorpay_mode, clock=clock.now),
+        probe=probe,
+        on_stop=close,
+    )
+
+
+def _engine(settings: SubscriptionsSettings) -> AsyncEngine:
+    return database.create_engine(
+        settings.subscriptions_database_url, application_name=ROOM, pool_size=settings.subscriptions_pool_size
+    )
+
+
+def _razorpay(settings: SubscriptionsSettings) -> Razorpay:
+    return Razorpay(
+        api_url=settings.razorpay_api_url,
+        key_id=settings.razorpay_key_id,
+        key_secret=settings.razorpay_key_secret.get_secret_value(),
+    )
+
+
+def _prepared() -> SubscriptionsSettings:
+    settings = config.load(SubscriptionsSettings)
+    logs.configure(ROOM, settings.log_level)
+    try:
+        assert_current(settings.subscriptions_database_url, SCHEMA)
+    except SchemaBehind as behind:
+        raise SystemExit(str(behind)) from None
+    except psycopg.OperationalError as error:
+        raise SystemExit(f"SUBSCRIPTIONS_DATABASE_URL: the database did not answer: {error}") from None
+    return settings
+
+
+@app.callback(invoke_without_command=True)
+def main(context: typer.Context) -> None:
+    """Serve, unless a command is named."""
+    if context.invoked_subcommand is None:
+        uvloop.run(run(_prepared()))
+
+
+@app.command("apply-catalog")
+def apply_catalog(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the difference, change nothing")] = False,
+) -> None:
+    """Make what is for sale equal to catalog.yaml."""
+    settings = _prepared()
+
+    async def apply() -> None:
+        engine, razorpay = _engine(settings), _razorpay(settings)
+        await apply_file(engine, razorpay, dry_run=dry_run, console=Console(width=160))
+        await engine.dispose()
+        razorpay.close()
+
+    uvloop.run(apply())
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,193 @@
+"""ApplyPaymentEvent: a provider's word becomes state, credits owed and entitlements, in one transaction."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from services.subscriptions.actions import standing
+from services.subscriptions.errors import IdempotencyKeyReused
+from services.subscriptions.rules import funding, tasks
+from services.subscriptions.rules.events import PaymentEvent
+from services.subscriptions.rules.fence import KnownSubscription
+from services.subscriptions.rules.funding import Decision, Situation
+from services.subscriptions.rules.purchases import (
+    Intent,
+    PackPurchase,
+    first_knowledge,
+    was_begun_by,
+)
+from services.subscriptions.store import catalog as catalog_store
+from services.subscriptions.store import events as store
+from services.subscriptions.store import purchases
+from services.subscriptions.store import subscriptions as subscription_store
+from services.subscriptions.store import tasks as task_store
+from shared.database import lost_race, transaction
+from shared.ops import store as ops
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What became of an event, and the tasks that follow from it."""
+
+    outcome: str
+    reason: str
+    tenant_id: str | None
+    task_ids: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What an event is about, as far as we can tell before any lock."""
+
+    tenant_id: str | None = None
+    # Set when the event is the first to tell us what the provider made of this purchase.
+    intent: Intent | None = None
+    known: KnownSubscription | None = None
+    purchase: PackPurchase | None = None
+
+
+async def apply_payment_event(
+    engine: AsyncEngine, event: PaymentEvent, *, idempotency_key: str, mode: str, now: datetime
+) -> Applied:
+    """Apply one event once; two at the same time are one."""
+    try:
+        async with transaction(engine) as db:
+            return await apply_event(db, event, idempotency_key=idempotency_key, mode=mode, now=now)
+    except IntegrityError as error:
+        if not any(lost_race(error, constraint) for constraint in store.DECIDED_ONCE):
+            raise
+    async with transaction(engine) as db:
+        return await apply_event(db, event, idempotency_key=idempotency_key, mode=mode, now=now)
+
+
+async def apply_event(
+    db: AsyncConnection, event: PaymentEvent, *, idempotency_key: str, mode: str, now: datetime
+) -> Applied:
+    """Decide an event under its tenant's lock, and write what follows; every decision leaves a row."""
+    subject = await _subject(db, event)
+    row = None
+    if subject.tenant_id is not None:
+        row = await subscription_store.lock_subscription(db, subject.tenant_id)
+        # Whoever held the lock before us may have moved what we looked at.
+        subject = await _subject(db, event)
+    decided = await store.find_decided(db, event, idempotency_key)
+    if decided is not None:
+        reason, tenant_id, body_sha256 = decided
+        if body_sha256 != event.body_sha256:
+            raise IdempotencyKeyReused(
+                "this idempotency key was used for another body", field="event.body_sha256"
+            )
+        return Applied("duplicate", reason, tenant_id)
+    decision = funding.decide(event, await _situation(db, event, subject, mode))
+    task_ids = await _write(db, event, decision, subject, now)
+    if row is not None and decision.subscription is not None:
+        task_ids += await standing.settle(
+            db,
+            row,
+            now,
+            actor_type="provider",
+            actor_id=event.provider,
+            reason=f"{event.event_type} {event.event_id}".strip(),
+        )
+    await store.insert_decided(
+        db,
+        event,
+        decision,
+        idempotency_key=idempotency_key,
+        tenant_id=subject.tenant_id,
+        processed_at=now,
+    )
+    return Applied(decision.outcome, decision.reason, subject.tenant_id, task_ids)
+
+
+async def _subject(db: AsyncConnection, event: PaymentEvent) -> _Subject:
+    if event.subscription is not None:
+        return await _subject_of_subscription(db, event)
+    if event.payment is None:
+        return _Subject()
+    purchase = await _purchase(db, event)
+    if purchase is not None:
+        return _Subject(purchase.tenant_id, purchase=purchase)
+    return _Subject(await store.find_payment_tenant(db, event.payment.id))
+
+
+async def _subject_of_subscription(db: AsyncConnection, event: PaymentEvent) -> _Subject:
+    snapshot = event.subscription
+    if snapshot is None:
+        return _Subject()
+    known = await subscription_store.find_known(db, snapshot.id)
+    if known is not None:
+        return _Subject(known.tenant_id, known=known)
+    intent_id = snapshot.notes.get("intent_id")
+    intent = await purchases.find_intent(db, intent_id) if intent_id else None
+    if intent is not None and was_begun_by(intent, snapshot):
+        return _Subject(intent.tenant_id, intent=intent, known=first_knowledge(intent, snapshot.id))
+    # Not one that we began. The notes only tell whom to name in the finding.
+    named = snapshot.notes.get("tenant_id")
+    row = await subscription_store.find_subscription(db, named) if named else None
+    return _Subject(row.tenant_id if row else None)
+
+
+async def _purchase(db: AsyncConnection, event: PaymentEvent) -> PackPurchase | None:
+    payment, order = event.payment, event.order
+    if payment is None or not payment.order_id:
+        return None
+    purchase = await purchases.find_purchase_by_order(db, payment.order_id)
+    if purchase is not None or order is None or order.id != payment.order_id or not order.receipt:
+        return purchase
+    # BuyCredits lost the provider's answer: the order carries our id as its receipt.
+    begun = await purchases.find_purchase(db, order.receipt)
+    return begun if begun is not None and begun.provider_order_id is None else None
+
+
+async def _situation(db: AsyncConnection, event: PaymentEvent, subject: _Subject, mode: str) -> Situation:
+    plan = None
+    if subject.known is not None:
+        catalog = await catalog_store.read_catalog(db, with_retired=True)
+        plan = catalog.plans[subject.known.plan_id]
+    payment_id = event.payment.id if event.payment else None
+    return Situation(
+        mode=mode,
+        tenant_known=subject.tenant_id is not None,
+        subscription=subject.known,
+        plan=plan,
+        purchase=subject.purchase,
+        payment_known=bool(payment_id and await store.find_payment_tenant(db, payment_id)),
+    )
+
+
+async def _write(
+    db: AsyncConnection, event: PaymentEvent, decision: Decision, subject: _Subject, now: datetime
+) -> list[str]:
+    owed = []
+    if decision.subscription is not None:
+        if subject.intent is not None:
+            await purchases.finish_intent(db, subject.intent.id, decision.subscription.id)
+        await subscription_store.save_known(db, decision.subscription)
+    if decision.payment is not None:
+        await store.insert_payment(db, decision.payment)
+    if decision.purchase_paid and subject.purchase is not None and event.payment is not None:
+        if event.payment.order_id and subject.purchase.provider_order_id is None:
+            await purchases.set_purchase_order(db, subject.purchase.id, event.payment.order_id)
+        await purchases.set_purchase_paid(db, subject.purchase.id, event.payment.id, now)
+    if decision.grant is not None and await store.insert_grant(db, decision.grant):
+        owed.append(tasks.grant_credits(decision.grant))
+    asked = event.event_type in (
+        funding.CHARGE_SEEN,
+        funding.SNAPSHOT_SEEN,
+    )  # the provider's own word, just now
+    if decision.fetch and subject.known is not None and not asked:
+        owed.append(tasks.fetch_and_apply(subject.known, event.body_sha256[:16]))
+    if decision.finding is not None:
+        await ops.open_finding(
+            db,
+            room=standing.ROOM,
+            check_type=decision.finding.check_type,
+            tenant_id=subject.tenant_id,
+            severity=decision.finding.severity,
+            observed=decision.finding.observed,
+        )
+    task_ids = [await task_store.insert_task(db, task, now) for task in owed]
+    return [task_id for task_id in task_ids if task_id is not None]

@@ -1,0 +1,300 @@
+"""Pays what is owed to the ledger and the provider: right after the commit that caused it, and by the reconcile job."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.subscriptions.actions.payment_events import apply_event
+from services.subscriptions.clients.ledger import Ledger
+from services.subscriptions.clients.razorpay import Razorpay
+from services.subscriptions.errors import TaskCompleted, UnknownTask
+from services.subscriptions.rules.entitlements import from_json
+from services.subscriptions.rules.events import PaymentEvent, ProviderInvoice, ProviderSubscription
+from services.subscriptions.rules.funding import CHARGE_SEEN, PROVIDER, SNAPSHOT_SEEN
+from services.subscriptions.rules.tasks import (
+    ATTEMPTS_MAX,
+    BACKOFF_BASE_SECONDS,
+    BACKOFF_MAX_SECONDS,
+    Task,
+)
+from services.subscriptions.store import events as event_store
+from services.subscriptions.store import keys
+from services.subscriptions.store import tasks as store
+from shared import logs
+from shared.backoff import delay
+from shared.clock import Clock
+from shared.database import transaction
+from shared.errors import BillingError, FailedPrecondition, Internal
+from shared.ops import store as ops
+
+AT_ONCE = 8
+DEFAULT_MAX = 200
+ALERTS_MAX = 50
+COMPLETED_KEPT = timedelta(days=90)
+KEYS_KEPT = timedelta(days=90)
+DELETED_AT_MOST = 10_000
+RETRY = "RetryReconciliationTask"
+
+_log = logs.get_logger()
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """What one run did."""
+
+    attempted: int = 0
+    completed: int = 0
+    abandoned: int = 0
+    still_due: int = 0
+    abandoned_tasks: list[Task] = field(default_factory=list)
+
+
+class Reconciler:
+    """Attempts tasks, each under a lease, with no transaction open while another side is asked."""
+
+    def __init__(
+        self, engine: AsyncEngine, ledger: Ledger, razorpay: Razorpay, *, mode: str, clock: Clock
+    ) -> None:
+        self._engine = engine
+        self._ledger = ledger
+        self._razorpay = razorpay
+        self._mode = mode
+        self._clock = clock
+
+    async def attempt(self, task_ids: Sequence[str]) -> set[str]:
+        """Try these tasks now; answers those that are done. What fails is retried by the job."""
+        waiting, done = list(task_ids), set[str]()
+        while waiting:
+            claimed = await self._claim(len(waiting), only=waiting)
+            if not claimed:
+                break
+            done |= {task.id for task, outcome in await self._run(claimed) if outcome == "completed"}
+            tried = {task.id for task in claimed}
+            waiting = [task_id for task_id in waiting if task_id not in tried]
+        return done
+
+    async def reconcile(self, *, max_tasks: int, dry_run: bool) -> Reconciled:
+        """Try everything that is due, each task once, those of one tenant in the order in which they arose."""
+        counts = {"completed": 0, "failed": 0, "abandoned": 0}
+        limit = max_tasks or DEFAULT_MAX
+        while not dry_run and (left := limit - sum(counts.values())) > 0:
+            claimed = await self._claim(min(left, AT_ONCE * 4))
+            if not claimed:
+                break
+            for _, outcome in await self._run(claimed):
+                counts[outcome] += 1
+        async with transaction(self._engine) as db:
+            still_due = await store.count_due(db, self._clock())
+            abandoned = await store.list_abandoned(db, limit=ALERTS_MAX)
+        attempted = still_due if dry_run else sum(counts.values())
+        return Reconciled(attempted, counts["completed"], counts["abandoned"], still_due, abandoned)
+
+    async def _claim(self, limit: int, *, only: Sequence[str] | None = None) -> list[Task]:
+        async with transaction(self._engine) as db:
+            return await store.claim_tasks(db, self._clock(), limit=limit, only=only)
+
+    async def _run(self, claimed: Sequence[Task]) -> list[tuple[Task, str]]:
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def one(task: Task) -> tuple[Task, str]:
+            async with gate:
+                return task, await self._settle(task)
+
+        return list(await asyncio.gather(*(one(task) for task in claimed)))
+
+    async def _settle(self, task: Task) -> str:
+        try:
+            note = await self._perform(task)
+        except Exception as error:
+            return await self._postpone(task, error)
+        async with transaction(self._engine) as db:
+            await store.complete_task(db, task, self._clock(), note)
+        _log.info("task_completed", task_id=task.id, task_type=task.task_type, tenant_id=task.tenant_id)
+        return "completed"
+
+    async def _postpone(self, task: Task, error: Exception) -> str:
+        now = self._clock()
+        given_up = task.attempts >= ATTEMPTS_MAX
+        wait = delay(task.attempts, base_seconds=BACKOFF_BASE_SECONDS, max_seconds=BACKOFF_MAX_SECONDS)
+        words = (
+            f"{error.reason}: {error.message}" if isinstance(error, BillingError) else type(error).__name__
+        )
+        async with transaction(self._engine) as db:
+            await store.postpone_task(
+                db,
+                task,
+                error=words[:500],
+                next_attempt_at=now + wait,
+                abandoned_at=now if given_up else None,
+            )
+        _log.warning(
+            "task_abandoned" if given_up else "task_failed",
+            task_id=task.id,
+            task_type=task.task_type,
+            tenant_id=task.tenant_id,
+            attempts=task.attempts,
+            error=words,
+            exc_info=not isinstance(error, BillingError),
+        )
+        return "abandoned" if given_up else "failed"
+
+    async def _perform(self, task: Task) -> str | None:
+        match task.task_type:
+            case "grant_credits":
+                return await self._grant(task)
+            case "push_entitlements":
+                return await self._push(task)
+            case "cancel_provider_subscription":
+                cancelled = await self._razorpay.cancel_subscription(task.payload["razorpaySubscriptionId"])
+                await self._apply(cancelled)
+                return None
+            case "fetch_and_apply":
+                return await self._fetch_and_apply(task.payload["razorpaySubscriptionId"])
+            case other:
+                raise Internal(f"this release cannot perform {other}")
+
+    async def _grant(self, task: Task) -> str | None:
+        expires_at = task.payload["expiresAt"]
+        try:
+            await self._ledger.grant_credits(
+                tenant_id=task.tenant_id,
+                idempotency_key=task.idempotency_key,
+                bucket=task.payload["bucket"],
+                credits=task.payload["credits"],
+                expires_at=datetime.fromisoformat(expires_at) if expires_at else None,
+                reference_id=task.payload["referenceId"],
+                reason=task.payload["reason"],
+                description=task.payload["description"],
+            )
+        except FailedPrecondition as refusal:
+            if refusal.reason != "DUPLICATE_REFERENCE":
+                raise
+            return "the ledger was funded with this reference before"
+        return None
+
+    async def _push(self, task: Task) -> str | None:
+        applied = await self._ledger.set_entitlements(
+            tenant_id=task.tenant_id,
+            idempotency_key=task.idempotency_key,
+            version=task.payload["version"],
+            plan_code=task.payload["planCode"],
+            services=from_json(task.payload["services"]),
+        )
+        return None if applied else "superseded by a newer version"
+
+    async def _fetch_and_apply(self, subscription_id: str) -> str | None:
+        snapshot = await self._razorpay.fetch_subscription(subscription_id)
+        invoices = await self._razorpay.list_invoices(subscription_id)
+        for invoice in invoices:
+            if invoice.status == "paid" and invoice.payment_id:
+                await self._apply_charge(snapshot, invoice)
+        await self._apply(snapshot)
+        return None
+
+    async def _apply_charge(self, snapshot: ProviderSubscription, invoice: ProviderInvoice) -> None:
+        async with transaction(self._engine) as db:
+            if await event_store.find_payment_tenant(db, invoice.payment_id):
+                return
+        payment = await self._razorpay.fetch_payment(invoice.payment_id)
+        seen = replace(self._seen(CHARGE_SEEN, snapshot), payment=payment, invoice=invoice)
+        await self._apply_seen(seen)
+
+    async def _apply(self, snapshot: ProviderSubscription) -> None:
+        await self._apply_seen(self._seen(SNAPSHOT_SEEN, snapshot))
+
+    async def _apply_seen(self, event: PaymentEvent) -> None:
+        async with transaction(self._engine) as db:
+            await apply_event(
+                db,
+                event,
+                idempotency_key=f"{event.event_type}:{event.body_sha256}",
+                mode=self._mode,
+                now=self._clock(),
+            )
+
+    def _seen(self, event_type: str, snapshot: ProviderSubscription) -> PaymentEvent:
+        now = self._clock()
+        # Each look is an event of its own: the same content later may well be news again.
+        identity = f"{event_type}:{snapshot.id}:{logs.new_request_id()}"
+        return PaymentEvent(
+            provider=PROVIDER,
+            account_id="",
+            mode=self._mode,
+            body_sha256=hashlib.sha256(identity.encode()).hexdigest(),
+            event_id="",
+            event_type=event_type,
+            occurred_at=now,
+            received_at=now,
+            subscription=snapshot,
+        )
+
+
+async def retry_task(
+    engine: AsyncEngine, *, task_id: str, idempotency_key: str, actor: str, reason: str, now: datetime
+) -> tuple[str, bool]:
+    """Give a task ten new attempts; answers its id and whether an earlier call did so."""
+    request = {"task_id": task_id, "actor": actor, "reason": reason}
+    async with transaction(engine) as db:
+        task = await store.find_task(db, task_id, lock=True)
+        if task is None:
+            raise UnknownTask(f"there is no task {task_id}", task_id=task_id)
+        answer = await keys.find_answer(
+            db, tenant_id=task.tenant_id, method=RETRY, key=idempotency_key, request=request
+        )
+        if answer is not None:
+            return task.id, True
+        if task.completed_at is not None:
+            raise TaskCompleted(f"task {task_id} is done", task_id=task_id)
+        await store.reset_task(db, task.id, now)
+        await ops.record_audit(
+            db,
+            room="subscriptions",
+            action="task.retried",
+            actor_type="operator",
+            actor_id=actor,
+            tenant_id=task.tenant_id,
+            resource_type="task",
+            resource_id=task.id,
+            before={"attempts": task.attempts, "abandoned": task.abandoned_at is not None},
+            after={"attempts": 0, "abandoned": False},
+            reason=reason,
+            request_id=logs.request_id.get(),
+        )
+        await keys.insert_answer(
+            db,
+            tenant_id=task.tenant_id,
+            method=RETRY,
+            key=idempotency_key,
+            request=request,
+            answer={"task_id": task.id},
+        )
+    return task.id, False
+
+
+async def get_task(engine: AsyncEngine, task_id: str) -> Task:
+    """A task as it stands."""
+    async with transaction(engine) as db:
+        task = await store.find_task(db, task_id)
+    if task is None:
+        raise UnknownTask(f"there is no task {task_id}", task_id=task_id)
+    return task
+
+
+async def list_tasks(
+    engine: AsyncEngine, *, tenant_id: str | None, state: str | None, after: int, limit: int
+) -> list[Task]:
+    """A page of tasks, oldest first."""
+    async with transaction(engine) as db:
+        return await store.list_tasks(db, tenant_id=tenant_id, state=state, after=after, limit=limit)
+
+
+async def cleanup(engine: AsyncEngine, *, now: datetime, dry_run: bool) -> int:
+    """Delete what was done or answered long ago."""
+    async with transaction(engine) as db:
+        return await store.delete_completed(
+            db, now - COMPLETED_KEPT, dry_run=dry_run, limit=DELETED_AT_MOST
+        ) + await keys.delete_old(db, now - KEYS_KEPT, dry_run=dry_run, limit=DELETED_AT_MOST)

@@ -1,0 +1,173 @@
+"""VerifyPayment: what the browser brings back is proven, looked up, and applied as the webhook would."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from services.subscriptions.actions.payment_events import Applied, apply_event
+from services.subscriptions.clients.razorpay import Razorpay
+from services.subscriptions.errors import PaymentMismatch, SignatureMismatch, UnknownCheckout
+from services.subscriptions.rules import signatures
+from services.subscriptions.rules.events import (
+    PaymentEvent,
+    ProviderInvoice,
+    ProviderOrder,
+    ProviderPayment,
+    ProviderSubscription,
+)
+from services.subscriptions.rules.funding import CHARGE_SEEN, PROVIDER
+from services.subscriptions.store import keys, purchases
+from services.subscriptions.store import subscriptions as subscription_store
+from shared.clock import Clock
+from shared.database import transaction
+from shared.ops import store as ops
+
+METHOD = "VerifyPayment"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the browser says; which subscription or order it is about comes from our own rows."""
+
+    tenant_id: str
+    intent_id: str
+    purchase_id: str
+    payment_id: str
+    signature: str
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Whether the money is there, and the tasks that follow."""
+
+    status: Literal["verified", "pending", "failed"]
+    reason: str
+    task_ids: list[str]
+
+
+async def verify_payment(
+    engine: AsyncEngine, razorpay: Razorpay, claim: Claim, *, idempotency_key: str, mode: str, clock: Clock
+) -> Verified:
+    """Apply a payment that the customer just made; the webhook and this are one effect, whichever comes first."""
+    request = {name: getattr(claim, name) for name in ("intent_id", "purchase_id", "payment_id")}
+    async with transaction(engine) as db:
+        answer = await keys.find_answer(
+            db, tenant_id=claim.tenant_id, method=METHOD, key=idempotency_key, request=request
+        )
+        if answer is not None:
+            return Verified(answer["status"], answer["reason"], [])
+        subscription_id, order_id = await _ours(db, claim)
+    await _assert_signed(engine, razorpay, claim, subscription_id=subscription_id, order_id=order_id)
+    payment = await razorpay.fetch_payment(claim.payment_id)
+    if payment.status == "failed":
+        return Verified("failed", "payment_failed", [])
+    if not payment.captured:
+        return Verified("pending", "not_captured", [])
+    if order_id:
+        if payment.order_id != order_id:
+            raise _mismatch(claim, "order_id")
+        event = _event(claim, payment, mode, clock, order=ProviderOrder(id=order_id))
+    else:
+        invoice = next(
+            (i for i in await razorpay.list_invoices(subscription_id) if i.id == payment.invoice_id), None
+        )
+        if invoice is None or invoice.subscription_id != subscription_id:
+            raise _mismatch(claim, "invoice_id")
+        snapshot = await razorpay.fetch_subscription(subscription_id)
+        event = _event(claim, payment, mode, clock, subscription=snapshot, invoice=invoice)
+    async with transaction(engine) as db:
+        applied = await apply_event(
+            db, event, idempotency_key=f"{METHOD}:{event.body_sha256}", mode=mode, now=clock()
+        )
+        return await _remember(db, claim, request, idempotency_key, applied)
+
+
+async def _remember(
+    db: AsyncConnection, claim: Claim, request: dict[str, Any], key: str, applied: Applied
+) -> Verified:
+    paid = applied.reason in ("granted", "already_funded", "drips_monthly")
+    verified = Verified("verified" if paid else "failed", applied.reason, applied.task_ids)
+    # Another call with this key may have answered since we looked; its answer is the same.
+    answer = await keys.find_answer(db, tenant_id=claim.tenant_id, method=METHOD, key=key, request=request)
+    if answer is None:
+        await keys.insert_answer(
+            db,
+            tenant_id=claim.tenant_id,
+            method=METHOD,
+            key=key,
+            request=request,
+            answer={"status": verified.status, "reason": verified.reason},
+        )
+    return verified
+
+
+async def _ours(db: AsyncConnection, claim: Claim) -> tuple[str, str]:
+    """(subscription id, order id): one of them, as we stored it for this tenant."""
+    await subscription_store.lock_subscription(db, claim.tenant_id)
+    if claim.intent_id:
+        intent = await purchases.find_intent(db, claim.intent_id)
+        if intent is None or intent.tenant_id != claim.tenant_id or not intent.provider_subscription_id:
+            raise UnknownCheckout("there is no such checkout", intent_id=claim.intent_id)
+        return intent.provider_subscription_id, ""
+    purchase = await purchases.find_purchase(db, claim.purchase_id)
+    if purchase is None or purchase.tenant_id != claim.tenant_id or not purchase.provider_order_id:
+        raise UnknownCheckout("there is no such purchase", purchase_id=claim.purchase_id)
+    return "", purchase.provider_order_id
+
+
+async def _assert_signed(
+    engine: AsyncEngine, razorpay: Razorpay, claim: Claim, *, subscription_id: str, order_id: str
+) -> None:
+    if order_id:
+        expected = signatures.order_signature(razorpay.key_secret, order_id, claim.payment_id)
+    else:
+        expected = signatures.subscription_signature(razorpay.key_secret, claim.payment_id, subscription_id)
+    if razorpay.configured and signatures.matches(claim.signature, expected):
+        return
+    async with transaction(engine) as db:
+        await ops.record_signature_failure(
+            db,
+            room="subscriptions",
+            endpoint="/payment/verify",
+            tenant_id=claim.tenant_id,
+            remote_ip=None,
+            user_agent=None,
+            payload_id=claim.payment_id,
+        )
+    raise SignatureMismatch("the checkout signature does not belong to this payment")
+
+
+def _mismatch(claim: Claim, field: str) -> PaymentMismatch:
+    return PaymentMismatch(
+        "this payment is not one of this checkout", payment_id=claim.payment_id, field=field
+    )
+
+
+def _event(
+    claim: Claim,
+    payment: ProviderPayment,
+    mode: str,
+    clock: Clock,
+    *,
+    subscription: ProviderSubscription | None = None,
+    invoice: ProviderInvoice | None = None,
+    order: ProviderOrder | None = None,
+) -> PaymentEvent:
+    now = clock()
+    identity = f"{METHOD}:{claim.intent_id or claim.purchase_id}:{payment.id}"
+    return PaymentEvent(
+        provider=PROVIDER,
+        account_id="",
+        mode=mode,
+        body_sha256=hashlib.sha256(identity.encode()).hexdigest(),
+        event_id="",
+        event_type=CHARGE_SEEN if subscription else "order.paid",
+        occurred_at=now,
+        received_at=now,
+        subscription=subscription,
+        payment=payment,
+        invoice=invoice,
+        order=order,
+    )

@@ -1,0 +1,72 @@
+"""`apply-catalog`: shows how the catalogue's file and the database differ, and makes them equal."""
+
+import getpass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.subscriptions.actions import catalog as actions
+from services.subscriptions.actions.provider_plans import ensure_all
+from services.subscriptions.clients.razorpay import Razorpay
+from services.subscriptions.rules import catalog as rules
+from services.subscriptions.rules.amounts import MANDATE_CEILING_PAISE, format_inr
+from services.subscriptions.rules.catalog import CYCLES, Catalog, CatalogChange
+from shared.errors import BillingError
+
+FILE = Path(__file__).parent / "catalog.yaml"
+
+
+def load_catalog(path: Path = FILE) -> Catalog:
+    """The catalogue of a file; ValueError says what is wrong with it."""
+    return rules.parse(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+async def apply_file(engine: AsyncEngine, razorpay: Razorpay, *, dry_run: bool, console: Console) -> None:
+    """Apply the file and tell a person what differed.
+
+    The provider's plans are made here when it answers, and otherwise by the first Checkout that needs them.
+    """
+    catalog = load_catalog()
+    show(await actions.apply_catalog(engine, catalog, actor=getpass.getuser(), dry_run=True), console)
+    for warning in mandate_warnings(catalog):
+        console.print(warning, highlight=False)
+    if dry_run:
+        console.print("Nothing was changed.")
+        return
+    await actions.apply_catalog(engine, catalog, actor=getpass.getuser(), dry_run=False)
+    console.print(f"Catalogue {catalog.version} is applied.", highlight=False)
+    if not razorpay.configured:
+        return
+    try:
+        made = await ensure_all(engine, razorpay, catalog)
+    except BillingError as error:
+        console.print(f"The provider's plans will be made at the first checkout: {error}", highlight=False)
+    else:
+        console.print(f"{len(made)} plans stand at the provider.", highlight=False)
+
+
+def show(changes: list[CatalogChange], console: Console) -> None:
+    """The difference as a table."""
+    if not changes:
+        console.print("The catalogue is up to date.")
+        return
+    table = Table(title=f"{len(changes)} differences", title_justify="left")
+    for heading in ("change", "what", "code", "before", "after"):
+        table.add_column(heading)
+    for change in changes:
+        table.add_row(change.change, change.kind, change.code, change.before, change.after)
+    console.print(table)
+
+
+def mandate_warnings(catalog: Catalog) -> list[str]:
+    """Prices that no recurring mandate covers."""
+    return [
+        f"{plan.name}, {cycle}: {format_inr(plan.total_paise(cycle))} with tax is above the ceiling of a recurring "
+        "mandate, so every charge needs the customer."
+        for plan in catalog.plans.values()
+        for cycle in CYCLES
+        if plan.total_paise(cycle) > MANDATE_CEILING_PAISE
+    ]

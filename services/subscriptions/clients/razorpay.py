@@ -1,0 +1,211 @@
+"""Razorpay through its SDK: each call bounded, typed, and made outside of transactions."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+import certifi
+import razorpay
+
+from services.subscriptions.clients import entities
+from services.subscriptions.clients.session import ApiError, NoAnswer, Session
+from services.subscriptions.errors import ProviderNotConfigured, ProviderRefused, ProviderUnavailable
+from services.subscriptions.rules.events import (
+    TERMINAL,
+    ProviderInvoice,
+    ProviderOrder,
+    ProviderPayment,
+    ProviderSubscription,
+)
+from shared.database import assert_no_transaction
+
+THREADS = 8
+PAGE = 100
+# A plan list this long is not ours alone; looking further would cost more than a second plan.
+PAGES_MAX = 20
+# Lists filter by creation time, in seconds and by another clock than ours.
+CLOCK_SKEW = timedelta(seconds=60)
+_ID = re.compile(r"[a-z]+_[A-Za-z0-9]{14,40}")
+_PERIOD = {"monthly": "monthly", "yearly": "yearly"}
+
+
+class Razorpay:
+    """One merchant account. Without keys every call refuses with ProviderNotConfigured."""
+
+    def __init__(self, *, api_url: str, key_id: str, key_secret: str) -> None:
+        self.key_id = key_id
+        self.key_secret = key_secret
+        self._sdk = razorpay.Client(
+            session=Session(threads=THREADS), auth=(key_id, key_secret), base_url=api_url.rstrip("/")
+        )
+        self._sdk.cert_path = certifi.where()
+        self._sdk.set_app_details({"title": "billing-suite"})
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="razorpay")
+
+    @property
+    def configured(self) -> bool:
+        """Whether there are keys at all."""
+        return bool(self.key_id and self.key_secret)
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def find_plan(
+        self, *, cycle: str, amount_paise: int, currency: str, notes: Mapping[str, str]
+    ) -> str | None:
+        """The plan that we made for this price before: plans can be neither changed nor deleted."""
+        async for plan in self._pages(self._sdk.plan.all, {}):
+            item = plan.get("item") or {}
+            theirs = plan.get("notes")
+            if (
+                isinstance(theirs, dict)
+                and all(theirs.get(name) == value for name, value in notes.items())
+                and (plan.get("period"), plan.get("interval")) == (_PERIOD[cycle], 1)
+                and (item.get("amount"), item.get("currency")) == (amount_paise, currency)
+            ):
+                return _valid(plan["id"])
+        return None
+
+    async def create_plan(
+        self, *, name: str, cycle: str, amount_paise: int, currency: str, notes: Mapping[str, str]
+    ) -> str:
+        """A plan for this price, tax included."""
+        plan = await self._call(
+            self._sdk.plan.create,
+            {
+                "period": _PERIOD[cycle],
+                "interval": 1,
+                "item": {"name": name, "amount": amount_paise, "currency": currency},
+                "notes": dict(notes),
+            },
+        )
+        return _valid(plan["id"])
+
+    async def plan_exists(self, plan_id: str) -> bool:
+        """Whether the account has this plan."""
+        try:
+            await self._call(self._sdk.plan.fetch, _valid(plan_id))
+        except ProviderRefused:
+            return False
+        return True
+
+    async def create_subscription(
+        self,
+        *,
+        plan_id: str,
+        total_count: int,
+        notes: Mapping[str, str],
+        start_at: datetime | None,
+        expire_by: datetime,
+    ) -> ProviderSubscription:
+        """A subscription. The provider has no key for this: look for a lost answer before asking again."""
+        request: dict[str, Any] = {
+            "plan_id": _valid(plan_id),
+            "total_count": total_count,
+            "quantity": 1,
+            "customer_notify": True,
+            "expire_by": int(expire_by.timestamp()),
+            "notes": dict(notes),
+        }
+        if start_at is not None:
+            request["start_at"] = int(start_at.timestamp())
+        return entities.subscription(await self._call(self._sdk.subscription.create, request))
+
+    async def find_subscription(
+        self, *, plan_id: str, since: datetime, notes: Mapping[str, str]
+    ) -> ProviderSubscription | None:
+        """The subscription that carries these notes of ours, if an earlier call made it."""
+        query = {"plan_id": _valid(plan_id), "from": int((since - CLOCK_SKEW).timestamp())}
+        async for entity in self._pages(self._sdk.subscription.all, query):
+            found = entities.subscription(entity)
+            if all(found.notes.get(name) == value for name, value in notes.items()):
+                return found
+        return None
+
+    async def fetch_subscription(self, subscription_id: str) -> ProviderSubscription:
+        """The provider's own word on a subscription."""
+        return entities.subscription(await self._call(self._sdk.subscription.fetch, _valid(subscription_id)))
+
+    async def cancel_subscription(self, subscription_id: str) -> ProviderSubscription:
+        """End a subscription now; one that has ended is answered as it is."""
+        try:
+            # JSON true and false: the number 0 has been read as true before.
+            await self._call(
+                self._sdk.subscription.cancel, _valid(subscription_id), {"cancel_at_cycle_end": False}
+            )
+        except ProviderRefused:
+            found = await self.fetch_subscription(subscription_id)
+            if found.status not in TERMINAL:
+                raise
+            return found
+        return await self.fetch_subscription(subscription_id)
+
+    async def list_invoices(self, subscription_id: str) -> list[ProviderInvoice]:
+        """The newest invoices of a subscription."""
+        query = {"subscription_id": _valid(subscription_id), "count": PAGE}
+        answer = await self._call(self._sdk.invoice.all, query)
+        return [entities.invoice(entity) for entity in answer.get("items", [])]
+
+    async def create_order(
+        self, *, amount_paise: int, currency: str, receipt: str, notes: Mapping[str, str]
+    ) -> ProviderOrder:
+        """An order; the same receipt brings the same order back, so this may be asked again."""
+        return entities.order(
+            await self._call(
+                self._sdk.order.create,
+                {
+                    "amount": amount_paise,
+                    "currency": currency,
+                    "receipt": receipt,
+                    "unique_receipt": True,
+                    "notes": dict(notes),
+                    "payment": {"capture": "automatic", "capture_options": {"refund_speed": "normal"}},
+                },
+            )
+        )
+
+    async def fetch_payment(self, payment_id: str) -> ProviderPayment:
+        """The provider's own word on a payment."""
+        return entities.payment(await self._call(self._sdk.payment.fetch, _valid(payment_id)))
+
+    async def _pages(
+        self, method: Callable[..., Any], query: Mapping[str, Any]
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        for page in range(PAGES_MAX):
+            answer = await self._call(method, {**query, "count": PAGE, "skip": page * PAGE})
+            items = answer.get("items", [])
+            for item in items:
+                yield item
+            if len(items) < PAGE:
+                return
+
+    async def _call(self, method: Callable[..., Any], *args: Any) -> Any:
+        assert_no_transaction("a call to Razorpay")
+        if not self.configured:
+            raise ProviderNotConfigured("RAZORPAY_KEY_ID and RAZORPAY_KEY_SECRET are not set")
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._pool, partial(method, *args))
+        except ApiError as error:
+            if error.definite:
+                raise ProviderRefused(
+                    f"the provider refused: {error.description or error.status}",
+                    provider_code=error.code,
+                    provider_field=error.field,
+                    provider_reason=error.reason,
+                ) from error
+            raise ProviderUnavailable(f"the provider answered {error.status}") from error
+        except NoAnswer as error:
+            raise ProviderUnavailable(f"the provider did not answer: {error}") from error
+
+
+def _valid(entity_id: Any) -> str:
+    """The SDK puts ids into paths as they are, so nothing but an id may pass."""
+    if not isinstance(entity_id, str) or not _ID.fullmatch(entity_id):
+        raise ProviderRefused("this is not an id of the provider")
+    return entity_id

@@ -1,0 +1,45 @@
+"""Every setting of the subscriptions room."""
+
+from ipaddress import ip_address
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, model_validator
+
+from shared.config import RoomSettings
+
+
+class SubscriptionsSettings(RoomSettings):
+    """Read once at the start; `python -m services.subscriptions` names whatever is missing or wrong."""
+
+    subscriptions_listen: str = Field(
+        default="127.0.0.1:50052", pattern=r"^.+:\d+$", description="host:port to serve on"
+    )
+    subscriptions_database_url: str = Field(
+        pattern=r"^postgresql://", repr=False, description="as role subscriptions_rw"
+    )
+    subscriptions_pool_size: int = Field(default=8, ge=1, le=64, description="database connections")
+    ledger_address: str = Field(default="127.0.0.1:50051", description="where the ledger answers")
+    # Without keys everything works but what asks the provider: that refuses with PROVIDER_NOT_CONFIGURED.
+    razorpay_key_id: str = Field(default="", description="public half of the API key")
+    razorpay_key_secret: SecretStr = Field(default=SecretStr(""), description="secret half; signs checkouts")
+    razorpay_api_url: str = Field(default="https://api.razorpay.com", pattern=r"^https?://[^/]+/?$")
+    razorpay_mode: Literal["test", "live"] = Field(
+        default="test", description="events of the other are ignored"
+    )
+
+    @model_validator(mode="after")
+    def _a_moved_clock_never_meets_the_provider(self) -> Self:
+        if self.billing_test_clock is not None and not _is_loopback(self.razorpay_api_url):
+            raise ValueError(
+                "BILLING_TEST_CLOCK is set, but RAZORPAY_API_URL is not on this machine: unset one"
+            )
+        return self
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,1 @@
+"""The doors in: request to plain values, one action, response."""
