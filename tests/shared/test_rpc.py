@@ -1,0 +1,260 @@
+"""One gate in, one envoy out: what every call of every room passes."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+from billing.ledger.v1 import ledger_pb2 as pb
+from billing.ledger.v1 import ledger_pb2_grpc
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_status import rpc_status
+from pydantic import SecretStr
+
+from shared import database as shared_database
+from shared import errors, logs
+from shared.config import RoomSettings
+from shared.rpc import context as rpc_context
+from shared.rpc.client import open_channel
+from shared.rpc.server import Audience, Door, running_server
+from tests.conftest import Database, Secrets
+
+SERVICE = "billing.ledger.v1.LedgerService"
+
+
+class Peer(ledger_pb2_grpc.LedgerServiceServicer):
+    """A servicer that does what the test at hand asks for."""
+
+    def __init__(self) -> None:
+        self.behave: Any = None
+        self.request_ids: list[str] = []
+        self.remaining: list[float | None] = []
+
+    async def GetBalance(self, request: pb.GetBalanceRequest, context: Any) -> pb.GetBalanceResponse:
+        self.request_ids.append(logs.request_id.get())
+        self.remaining.append(rpc_context.remaining_seconds())
+        if self.behave is not None:
+            await self.behave()
+        return pb.GetBalanceResponse()
+
+
+@dataclass
+class Pair:
+    """A server with a peer behind the gate, and a stub that goes through the envoy."""
+
+    address: str
+    peer: Peer
+    stub: ledger_pb2_grpc.LedgerServiceStub
+    request: pb.GetBalanceRequest = field(default_factory=lambda: pb.GetBalanceRequest(tenant_id="t"))
+
+
+@pytest.fixture
+async def pair(secrets: Secrets) -> AsyncIterator[Pair]:
+    settings = RoomSettings(
+        gateway_secret=secrets.gateway,
+        operator_secret=secrets.operator,
+        room_secret=secrets.room,
+        shed_after_ms=500,
+    )
+    peer = Peer()
+    door = Door(SERVICE, ledger_pb2_grpc.add_LedgerServiceServicer_to_server, peer, Audience.PRODUCT)
+    async with (
+        running_server(room="ledger", listen="127.0.0.1:0", settings=settings, doors=[door]) as (
+            address,
+            _,
+            _,
+        ),
+        open_channel(address, SecretStr(secrets.gateway)) as channel,
+    ):
+        yield Pair(address, peer, ledger_pb2_grpc.LedgerServiceStub(channel))
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        errors.InvalidArgument("bad", violations=[("credits", "must be positive")]),
+        errors.NotFound("none", reason="UNKNOWN_TENANT", tenant_id="t"),
+        errors.AlreadyExists("there"),
+        errors.FailedPrecondition("no", reason="INSUFFICIENT_CREDITS", shortfall=7),
+        errors.PermissionDenied("not you"),
+        errors.ResourceExhausted("later", retry_after_seconds=2.5),
+        errors.Aborted("race"),
+        errors.Unavailable("away"),
+    ],
+    ids=lambda refusal: refusal.code,
+)
+async def test_a_refusal_arrives_as_it_was_raised(pair: Pair, refusal: errors.BillingError) -> None:
+    async def refuse() -> None:
+        raise refusal
+
+    pair.peer.behave = refuse
+
+    with pytest.raises(type(refusal)) as arrived:
+        await pair.stub.GetBalance(pair.request)
+
+    assert arrived.value.message == refusal.message
+    assert arrived.value.reason == refusal.reason
+    assert arrived.value.metadata == refusal.metadata
+    assert arrived.value.definite == refusal.definite
+    if isinstance(refusal, errors.InvalidArgument):
+        assert arrived.value.violations == refusal.violations
+    if isinstance(refusal, errors.ResourceExhausted):
+        assert arrived.value.retry_after_seconds == 2.5
+
+
+async def test_an_unknown_exception_tells_nothing_but_a_request_id(pair: Pair, secrets: Secrets) -> None:
+    async def crash() -> None:
+        raise RuntimeError("postgresql://user:hunter2@db/")
+
+    pair.peer.behave = crash
+    metadata = (("x-gateway-key", secrets.gateway), ("x-request-id", "req-of-mine"))
+
+    async with grpc.aio.insecure_channel(pair.address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as answer:
+            await ledger_pb2_grpc.LedgerServiceStub(channel).GetBalance(
+                pair.request, metadata=metadata, timeout=5
+            )
+
+    status = rpc_status.from_call(answer.value)
+    assert answer.value.code() == grpc.StatusCode.INTERNAL
+    assert "hunter2" not in f"{answer.value.details()}{status}"
+    infos = [detail for detail in status.details if detail.Is(error_details_pb2.RequestInfo.DESCRIPTOR)]
+    told = error_details_pb2.RequestInfo()
+    infos[0].Unpack(told)
+    assert told.request_id == "req-of-mine"
+
+
+async def test_a_request_id_follows_the_call_and_reaches_the_log(pair: Pair) -> None:
+    token = logs.request_id.set("req_from_the_webhook")
+    try:
+        await pair.stub.GetBalance(pair.request)
+    finally:
+        logs.request_id.reset(token)
+    await pair.stub.GetBalance(pair.request)
+
+    assert pair.peer.request_ids[0] == "req_from_the_webhook"
+    assert pair.peer.request_ids[1].startswith("req_")
+
+
+def test_a_log_line_is_json_with_room_and_request_id_and_no_secret() -> None:
+    program = """
+from shared import logs
+logs.configure("ledger")
+logs.request_id.set("req_1")
+logs.get_logger().info("something", razorpay_key_secret="hunter2", credits=5)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30
+    )
+
+    line = json.loads(ended.stderr.splitlines()[-1])
+    assert (line["room"], line["request_id"], line["credits"]) == ("ledger", "req_1", 5)
+    assert "hunter2" not in str(line)
+
+
+async def test_a_deadline_is_passed_on_shaved(pair: Pair) -> None:
+    token = rpc_context.deadline.set(time.monotonic() + 1.5)
+    try:
+        await pair.stub.GetBalance(pair.request)
+    finally:
+        rpc_context.deadline.reset(token)
+
+    passed_on = pair.peer.remaining[0]
+    assert passed_on is not None
+    assert passed_on < 1.5
+
+
+async def test_a_caller_without_time_left_asks_nobody(pair: Pair) -> None:
+    token = rpc_context.deadline.set(time.monotonic() + 0.001)
+    try:
+        with pytest.raises(errors.DeadlineExceeded):
+            await pair.stub.GetBalance(pair.request)
+    finally:
+        rpc_context.deadline.reset(token)
+
+    assert pair.peer.request_ids == []
+
+
+async def test_a_servicer_that_takes_too_long_is_cut_off(pair: Pair) -> None:
+    ended = asyncio.Event()
+
+    async def linger() -> None:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            ended.set()
+
+    pair.peer.behave = linger
+
+    with pytest.raises(errors.DeadlineExceeded) as refusal:
+        await pair.stub.GetBalance(pair.request, timeout=0.3)
+
+    assert not refusal.value.definite
+    await asyncio.wait_for(ended.wait(), 5)
+
+
+@pytest.mark.parametrize(("age_seconds", "answered"), [(0, True), (3, False), (-3, True), (3600, True)])
+async def test_a_request_that_waited_too_long_is_refused_undone(
+    pair: Pair, secrets: Secrets, age_seconds: int, answered: bool
+) -> None:
+    sent = str(int((time.time() - age_seconds) * 1000))
+    metadata = (("x-gateway-key", secrets.gateway), ("x-sent-ms", sent))
+
+    async with grpc.aio.insecure_channel(pair.address) as channel:
+        call = ledger_pb2_grpc.LedgerServiceStub(channel).GetBalance(
+            pair.request, metadata=metadata, timeout=5
+        )
+        code = await call.code()
+
+    assert code == (grpc.StatusCode.OK if answered else grpc.StatusCode.RESOURCE_EXHAUSTED)
+    assert len(pair.peer.request_ids) == int(answered)
+
+
+async def test_nothing_leaves_the_process_inside_a_transaction(pair: Pair, database: Database) -> None:
+    engine = shared_database.create_engine(database.url("ledger_rw"), application_name="tests")
+
+    async with shared_database.transaction(engine):
+        with pytest.raises(AssertionError, match="inside a transaction"):
+            await pair.stub.GetBalance(pair.request)
+    await pair.stub.GetBalance(pair.request)
+
+    await engine.dispose()
+
+
+async def test_health_is_open_and_reflection_asks_for_any_key(pair: Pair, secrets: Secrets) -> None:
+    ask = reflection_pb2.ServerReflectionRequest(list_services="")
+    async with grpc.aio.insecure_channel(pair.address) as channel:
+        health = await health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(service=""), timeout=5
+        )
+        reflect = reflection_pb2_grpc.ServerReflectionStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            async for _ in reflect.ServerReflectionInfo(iter([ask]), timeout=5):
+                pass
+        key = (("x-gateway-key", secrets.operator),)
+        names = [
+            service.name
+            async for answer in reflect.ServerReflectionInfo(iter([ask]), metadata=key, timeout=5)
+            for service in answer.list_services_response.service
+        ]
+
+    assert health.status == health_pb2.HealthCheckResponse.SERVING
+    assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    assert SERVICE in names
+
+
+async def test_strangers_learn_nothing_about_what_exists(pair: Pair) -> None:
+    async with grpc.aio.insecure_channel(pair.address) as channel:
+        unknown = channel.unary_unary("/billing.ledger.v1.LedgerService/NoSuchCall")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await unknown(b"", timeout=5)
+
+    assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED

@@ -1,0 +1,59 @@
+"""Clock, ids, paging, backoff."""
+
+import contextlib
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import backoff, clock, errors, ids, paging
+
+moments = st.datetimes(datetime(2000, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
+
+
+def test_the_test_clock_moves_everything_and_can_move_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "clock"
+    clock.move_to(file, timedelta(days=40))
+    monkeypatch.setenv("BILLING_TEST_CLOCK", str(file))
+
+    assert clock.now() - datetime.now(UTC) > timedelta(days=39, hours=23)
+    clock.move_to(file, timedelta(days=80, seconds=1))
+    assert clock.offset() == timedelta(days=80, seconds=1)
+
+    file.write_text("soon")
+    with pytest.raises(RuntimeError, match="number of seconds"):
+        clock.now()
+
+
+@given(moments, moments, st.integers(0, 4095), st.integers(0, 4095))
+def test_ordered_ids_sort_by_time_and_then_by_position(one: datetime, two: datetime, a: int, b: int) -> None:
+    first, second = ids.ordered_id("txn", one, a), ids.ordered_id("txn", two, b)
+
+    if (one, a) != (two, b):
+        assert (first < second) == ((one, a) < (two, b))
+
+
+def test_ids_are_never_made_twice() -> None:
+    assert len({ids.new_id("x") for _ in range(10_000)}) == 10_000
+
+
+@given(st.text(min_size=1))
+def test_a_page_token_brings_back_its_position(last: str) -> None:
+    assert paging.position(paging.token(last)) == last
+
+
+@given(st.text(min_size=1, max_size=40))
+def test_any_other_token_is_refused_or_read_but_never_crashes(token: str) -> None:
+    with contextlib.suppress(errors.InvalidArgument):
+        assert isinstance(paging.position(token), str)
+
+
+@given(st.integers(1, 500))
+def test_backoff_doubles_up_to_its_ceiling_and_never_comes_at_once(attempt: int) -> None:
+    wait = backoff.delay(attempt, base_seconds=2, max_seconds=60).total_seconds()
+
+    assert min(60, 2 ** min(attempt, 40)) / 2 <= wait <= min(60, 2 ** min(attempt, 40))
