@@ -3,7 +3,6 @@
 import psycopg
 import uvloop
 from billing.scheduler.v1 import scheduler_pb2_grpc
-from sqlalchemy import text
 
 from services.scheduler import SCHEMA, actions
 from services.scheduler.clients import AlertSink, Maintenance, method_of
@@ -35,10 +34,6 @@ async def run(settings: SchedulerSettings) -> None:
     sink = AlertSink(url.get_secret_value()) if url is not None and url.get_secret_value() else None
     loop = Loop(engine, Maintenance(channels), sink=sink)
 
-    async def probe() -> None:
-        async with engine.connect() as db:
-            await db.execute(text("SELECT 1"))
-
     async def close() -> None:
         for channel in channels.values():
             await channel.close()
@@ -57,7 +52,7 @@ async def run(settings: SchedulerSettings) -> None:
             )
         ],
         background=[loop.keep_time, loop.tell_sink],
-        probe=probe,
+        probe=lambda: database.ping(engine),
         on_stop=close,
     )
 
