@@ -106,4 +106,5 @@ class WebhooksSettings(RoomSettings):
 
 
 def _plain(secrets: tuple[SecretStr, ...]) -> tuple[bytes, ...]:
-    return tuple(secret.get_secret_value().encode() for secret in secrets)
+    # Blanks at the end of a variable are the commonest reason for signatures that never match.
+    return tuple(secret.get_secret_value().strip().encode() for secret in secrets)

@@ -42,6 +42,7 @@ class FailureLog:
             return
         self._taken[address] = self._taken.get(address, 0) + 1
         self._waiting.append(failure)
+        _log.warning("signature_refused", remote_ip=failure.remote_ip, payload_id=failure.payload_id)
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write())
 

@@ -340,3 +340,21 @@ async def test_no_signature_header_makes_it_fail(start: Start) -> None:
     await asyncio.to_thread(knock)
 
     assert seen == {401}
+
+
+async def test_many_large_bodies_that_never_end_take_bounded_memory(start: Start, tenant: str) -> None:
+    room = await start(deliver=False, webhooks_receive_seconds=2)
+    host, port = room.url.removeprefix("http://").split(":")
+    senders = [await asyncio.open_connection(host, int(port)) for _ in range(90)]
+    for _, writer in senders:
+        writer.write(b"POST /webhooks/razorpay HTTP/1.1\r\nHost: h\r\nContent-Length: 1048000\r\n\r\n")
+        writer.write(b"x" * 1_040_000)
+
+    answers = await asyncio.gather(*(reader.read(12) for reader, _ in senders))
+    good = await room.post(charged(tenant))
+
+    assert set(answers) == {b"HTTP/1.1 503", b"HTTP/1.1 408"}
+    assert answers.count(b"HTTP/1.1 408") <= 69
+    assert good.status_code == 200
+    for _, writer in senders:
+        writer.close()

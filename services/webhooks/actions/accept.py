@@ -8,19 +8,16 @@ from datetime import datetime
 from services.webhooks.inbox import Inbox
 from services.webhooks.rules import bodies
 from services.webhooks.rules.events import Glance
-from services.webhooks.rules.inbox import Endpoint, NewEvent
+from services.webhooks.rules.inbox import LARGE_BYTES, Endpoint, NewEvent
 from services.webhooks.rules.providers import PROVIDERS
 from services.webhooks.rules.razorpay import Headers
 from shared.ids import new_id
-
-# Beyond this, hashing and reading would hold up every other delivery: a thread does it.
-_LARGE_BYTES = 64 << 10
 
 
 async def verify(endpoint: Endpoint, headers: Headers, body: bytes) -> bool:
     """Whether one of the endpoint's secrets signed these very bytes."""
     provider = PROVIDERS[endpoint.provider]
-    if len(body) > _LARGE_BYTES:
+    if len(body) > LARGE_BYTES:
         return await asyncio.to_thread(provider.verify, headers, body, endpoint.secrets)
     return provider.verify(headers, body, endpoint.secrets)
 
@@ -35,7 +32,7 @@ async def receive(
     request_id: str,
 ) -> bool:
     """Stores a verified delivery whatever it says; False: it was stored before. Committed when this returns."""
-    if len(body) > _LARGE_BYTES:
+    if len(body) > LARGE_BYTES:
         event = await asyncio.to_thread(_new_event, endpoint, headers, body, received_at, request_id)
     else:
         event = _new_event(endpoint, headers, body, received_at, request_id)

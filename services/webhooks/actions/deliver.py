@@ -17,6 +17,8 @@ from services.webhooks.rules.delivery import (
     SetAside,
     after_failure,
 )
+from services.webhooks.rules.events import Facts
+from services.webhooks.rules.inbox import LARGE_BYTES
 from services.webhooks.rules.providers import PROVIDERS
 from services.webhooks.store import inbox as store
 from shared import logs
@@ -84,13 +86,20 @@ class Courier:
                 mine = await store.set_aside(db, event, verdict, self._clock(), failed=0)
             return self._told(event, "dead" if mine else "lost", verdict.reason)
         try:
-            facts = PROVIDERS[event.provider].normalise(event.body)
+            facts = await self._normalise(event)
             decision = await self._subscriptions.apply(event, facts, timeout_seconds=call_seconds)
         except Exception as error:
             return await self._failed(event, error)
         async with transaction(self._engine) as db:
             mine = await store.finish_event(db, event, decision, self._clock())
         return self._told(event, decision.outcome if mine else "lost", decision.reason, decision)
+
+    @staticmethod
+    async def _normalise(event: Claimed) -> Facts:
+        provider = PROVIDERS[event.provider]
+        if len(event.body) > LARGE_BYTES:
+            return await asyncio.to_thread(provider.normalise, event.body)
+        return provider.normalise(event.body)
 
     async def _failed(self, event: Claimed, error: Exception) -> str:
         verdict = after_failure(error, retry_count=event.retry_count, patience=self._patience)
@@ -117,5 +126,8 @@ class Courier:
         return result
 
     async def _release(self, event: Claimed) -> None:
-        async with transaction(self._engine) as db:
-            await store.release_event(db, event)
+        try:
+            async with transaction(self._engine) as db:
+                await store.release_event(db, event)
+        except Exception as error:
+            _log.warning("claim_not_released", webhook_event=event.id, error_type=type(error).__name__)

@@ -4,6 +4,9 @@ import asyncio
 
 from starlette.requests import ClientDisconnect, Request
 
+# So much of any body may wait in memory; what goes beyond shares one budget, so that many large bodies that never end
+# cannot take all of it.
+_FREE_BYTES = 64 << 10
 # A sender who is still writing would see a reset instead of the answer, so a little more is read and thrown away.
 _READ_AND_DROP_BYTES = 8 << 20
 
@@ -20,7 +23,28 @@ class Gone(Exception):
     """The sender hung up."""
 
 
-async def read_body(request: Request, *, bytes_max: int, seconds: float) -> bytes:
+class Crowded(Exception):
+    """Too many large bodies are under way; this one may come again."""
+
+
+class Budget:
+    """Memory for large bodies, shared by all requests of a process."""
+
+    def __init__(self, bytes_max: int = 64 << 20) -> None:
+        self._left = bytes_max
+
+    def take(self, size: int) -> None:
+        """Reserves memory, or raises Crowded."""
+        if size > self._left:
+            raise Crowded
+        self._left -= size
+
+    def give(self, size: int) -> None:
+        """Returns what was reserved."""
+        self._left += size
+
+
+async def read_body(request: Request, budget: Budget, *, bytes_max: int, seconds: float) -> bytes:
     """The raw bytes as they came. What `Content-Length` says only helps to refuse early."""
     declared = _declared(request)
     early = declared > bytes_max + _READ_AND_DROP_BYTES or (
@@ -28,12 +52,15 @@ async def read_body(request: Request, *, bytes_max: int, seconds: float) -> byte
     )
     if early:
         raise TooLarge
-    body, received = bytearray(), 0
+    body, received, reserved = bytearray(), 0, 0
     try:
         async with asyncio.timeout(seconds):
             async for chunk in request.stream():
                 received += len(chunk)
                 if received <= bytes_max:
+                    needed = max(0, received - _FREE_BYTES)
+                    budget.take(needed - reserved)
+                    reserved = needed
                     body += chunk
                 else:
                     body.clear()
@@ -43,6 +70,8 @@ async def read_body(request: Request, *, bytes_max: int, seconds: float) -> byte
         raise (TooLarge if received > bytes_max else TooSlow) from None
     except ClientDisconnect:
         raise Gone from None
+    finally:
+        budget.give(reserved)
     if received > bytes_max:
         raise TooLarge
     return bytes(body)

@@ -104,6 +104,8 @@ async def serve_http(
             ws="none",
             lifespan="off",
             log_config=None,
+            # Its warnings are for what any stranger can send.
+            log_level="error",
             access_log=False,
             server_header=False,
             proxy_headers=False,
