@@ -6,7 +6,6 @@ import psycopg
 import typer
 import uvloop
 from rich.console import Console
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.subscriptions import SCHEMA
@@ -33,7 +32,7 @@ async def run(settings: SubscriptionsSettings) -> None:
 
     async def probe() -> None:
         async with engine.connect() as db:
-            await db.execute(text("SELECT 1"))
+            await db.exec_driver_sql("SELECT 1")
 
     async def close() -> None:
         await channel.close()

@@ -87,7 +87,7 @@ async def insert_payment(db: AsyncConnection, payment: Payment) -> None:
 
 async def insert_grant(db: AsyncConnection, grant: Grant) -> bool:
     """Decide to create credits; False if this fact has created its credits."""
-    result = await db.execute(
+    inserted = await db.scalar(
         insert(tables.credit_grants)
         .values(
             id=new_id("grt"),
@@ -100,5 +100,6 @@ async def insert_grant(db: AsyncConnection, grant: Grant) -> bool:
             payment_id=grant.payment_id,
         )
         .on_conflict_do_nothing(constraint="credit_grants_fund_once")
+        .returning(tables.credit_grants.c.id)
     )
-    return result.rowcount == 1
+    return inserted is not None

@@ -39,12 +39,13 @@ _NEVER_CHANGES = frozenset(
 
 async def insert_subscription(db: AsyncConnection, row: Subscription) -> bool:
     """Put a tenant on its first row; False if it has one."""
-    result = await db.execute(
+    inserted = await db.scalar(
         insert(tables.subscriptions)
         .values(**asdict(row))
         .on_conflict_do_nothing(index_elements=["tenant_id"])
+        .returning(tables.subscriptions.c.tenant_id)
     )
-    return result.rowcount == 1
+    return inserted is not None
 
 
 async def lock_subscription(db: AsyncConnection, tenant_id: str) -> Subscription:

@@ -19,11 +19,10 @@ _OPEN = (queue.c.completed_at.is_(None), queue.c.abandoned_at.is_(None))
 
 async def insert_task(db: AsyncConnection, task: NewTask, now: datetime) -> str | None:
     """Owe something, in the transaction of its cause; None if it is owed or done already."""
-    task_id = new_id("tsk")
-    result = await db.execute(
+    task_id: str | None = await db.scalar(
         insert(queue)
         .values(
-            id=task_id,
+            id=new_id("tsk"),
             tenant_id=task.tenant_id,
             task_type=task.task_type,
             counterpart=task.counterpart,
@@ -32,8 +31,9 @@ async def insert_task(db: AsyncConnection, task: NewTask, now: datetime) -> str 
             next_attempt_at=now,
         )
         .on_conflict_do_nothing(constraint="billing_reconciliation_queue_once")
+        .returning(queue.c.id)
     )
-    return task_id if result.rowcount else None
+    return task_id
 
 
 async def claim_tasks(
