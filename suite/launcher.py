@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -83,11 +83,10 @@ class Launcher:
             log_level=self.settings.log_level,
             data_dir=self.folder.path,
         )
+        # The catalogue makes its plans at the provider, and rooms want the catalogue.
+        await self._bring_up([program for program in PROGRAMS if not program.is_room])
         await self._apply_catalogue()
-        self.children = [self._child(program) for program in PROGRAMS]
-        for child in self.children:
-            self._in_background(child.keep_running())
-        await self._until_ready()
+        await self._bring_up([program for program in PROGRAMS if program.is_room])
         self._serving = True
         self._note_runtime()
         self.console.welcome(self._runtime())
@@ -115,18 +114,24 @@ class Launcher:
         if status != 0:
             raise SuiteError(f"the catalogue was not applied (status {status}); the reasons are above")
 
-    def _child(self, program: Program) -> Child:
-        return Child(
-            program.name,
-            program.arguments,
-            self.world.environment(program),
-            say=self.console.say,
-            on_start=self._note_runtime,
-        )
+    async def _bring_up(self, programs: Sequence[Program]) -> None:
+        """Starts them, from now on to be kept running, and returns when they serve."""
+        for program in programs:
+            environment = self.world.environment(program)
+            child = Child(
+                program.name,
+                program.arguments,
+                environment,
+                say=self.console.say,
+                on_start=self._note_runtime,
+            )
+            self.children.append(child)
+            self._in_background(child.keep_running())
+        await self._until_open([door for program in programs for door in self._doors(program)])
 
-    async def _until_ready(self) -> None:
+    async def _until_open(self, doors: Sequence[Door]) -> None:
         """Returns when every door answers; SuiteError names those that do not."""
-        waiting = {asyncio.ensure_future(until_open(door)): door.name for door in self._doors()}
+        waiting = {asyncio.ensure_future(until_open(door)): door.name for door in doors}
         deadline = time.monotonic() + READY_SECONDS_MAX
         try:
             while closed := [task for task in waiting if not task.done()]:
@@ -141,13 +146,12 @@ class Launcher:
             for task in waiting:
                 task.cancel()
 
-    def _doors(self) -> list[Door]:
+    def _doors(self, program: Program) -> list[Door]:
         doors: list[Door] = []
-        for program in PROGRAMS:
-            if program.is_room:
-                doors.append(GrpcDoor(program.name, addresses.reachable(self.world.listen[program.name])))
-            if program.http_door:
-                doors.append(HttpDoor(f"{program.name} (http)", self.world.url(program.http_door)))
+        if program.is_room:
+            doors.append(GrpcDoor(program.name, addresses.reachable(self.world.listen[program.name])))
+        if program.http_door:
+            doors.append(HttpDoor(f"{program.name} (http)", self.world.url(program.http_door)))
         return doors
 
     def _runtime(self) -> Runtime:
