@@ -12,7 +12,7 @@ from shared.config import RoomSettings
 
 Mode = Literal["test", "live"]
 AccountId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-Address = Annotated[str, StringConstraints(pattern=r"^[^\s:]+:[0-9]{1,5}$")]
+Address = Annotated[str, StringConstraints(pattern=r"^\S*:[0-9]{1,5}$")]
 
 
 class Account(BaseModel):

@@ -84,8 +84,10 @@ class _Server(uvicorn.Server):
 def bind(listen: str) -> socket.socket:
     """Takes the address now, so that a clash ends the start-up with its name."""
     host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, int(port)), backlog=1024)
+        listener = socket.create_server((host, int(port)), family=family, backlog=1024)
     except OSError as error:
         raise SystemExit(f"WEBHOOKS_HTTP_LISTEN: {listen}: {error.strerror}") from error
     # Inherited by connections. Without it an answer, written in two pieces, waits 40 ms for the sender's ACK.
