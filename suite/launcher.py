@@ -104,13 +104,20 @@ class Launcher:
             await asyncio.sleep(0.05)
 
     async def _apply_catalogue(self) -> None:
+        said: list[str] = []
         once = Child(
-            "catalogue", CATALOGUE.arguments, self.world.environment(CATALOGUE), say=self.console.say
+            "catalogue",
+            CATALOGUE.arguments,
+            self.world.environment(CATALOGUE),
+            say=lambda _name, line: said.append(line),
         )
         try:
             status = await once.run_once()
         finally:
             await once.stop()
+        # It lists every price that it changed, which is all of them the first time; the sum of it comes last.
+        for line in said if status else said[-2:]:
+            self.console.say(once.name, line)
         if status != 0:
             raise SuiteError(f"the catalogue was not applied (status {status}); the reasons are above")
 
