@@ -132,7 +132,7 @@ async def test_kill_9_in_the_middle_loses_and_repeats_nothing(
         await room.start()
 
         async def send(body: bytes) -> None:
-            while await post(http, room.url, body) != 200:  # noqa: ASYNC110 - as Razorpay does
+            while await post(http, room.url, body) != 200:
                 await asyncio.sleep(0.05)
 
         senders = [asyncio.create_task(send(body)) for body in bodies[:75]]
