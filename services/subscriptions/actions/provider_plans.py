@@ -13,14 +13,19 @@ from services.subscriptions.store import catalog as store
 from shared.database import transaction
 
 
-async def ensure_provider_plan(engine: AsyncEngine, razorpay: Razorpay, plan: Plan, cycle: Cycle) -> str:
-    """The provider's plan for today's price: the one we remember, one that carries our notes, or a new one."""
+async def ensure_provider_plan(
+    engine: AsyncEngine, razorpay: Razorpay, plan: Plan, cycle: Cycle, *, look: bool = False
+) -> str:
+    """The provider's plan for today's price: the one we remember, one that carries our notes, or a new one.
+
+    `look` asks whether the remembered one is there: another account, or a new sandbox, does not have it.
+    """
     total_paise = plan.total_paise(cycle)
     async with transaction(engine) as db:
         remembered = await store.find_provider_plan(
             db, plan_id=plan.code, cycle=cycle, amount_paise=total_paise
         )
-    if remembered is not None:
+    if remembered is not None and (not look or await razorpay.plan_exists(remembered)):
         return remembered
     notes = {"plan_code": plan.code, "cycle": cycle, "amount_paise": str(total_paise)}
     found = await razorpay.find_plan(cycle=cycle, amount_paise=total_paise, currency=CURRENCY, notes=notes)
@@ -47,7 +52,7 @@ async def ensure_provider_plan(engine: AsyncEngine, razorpay: Razorpay, plan: Pl
 async def ensure_all(engine: AsyncEngine, razorpay: Razorpay, catalog: Catalog) -> list[str]:
     """Provider plans for every price on sale, in the catalogue's order."""
     return [
-        await ensure_provider_plan(engine, razorpay, plan, cycle)
+        await ensure_provider_plan(engine, razorpay, plan, cycle, look=True)
         for plan in catalog.plans.values()
         if plan.is_paid
         for cycle in CYCLES

@@ -69,7 +69,12 @@ def derive(row: Subscription, known: Sequence[KnownSubscription]) -> Standing:
     """Where the tenant stands; depends on the set of what is known, not on the order in which we heard of it."""
     live = max((k for k in known if _is_set_up(k)), key=_newest, default=None)
     began_trial = any(k.trial_ends_at and k.status not in ("created", "expired") for k in known)
-    row = replace(row, has_used_trial=row.has_used_trial or began_trial)
+    customers = [k.customer_id for k in sorted(known, key=_newest) if k.customer_id]
+    row = replace(
+        row,
+        has_used_trial=row.has_used_trial or began_trial,
+        razorpay_customer_id=customers[-1] if customers else row.razorpay_customer_id,
+    )
     row = _clear_pending(row, known, live)
     if live is None:
         ended = [k for k in known if k.ended and k.released_at is None]
@@ -89,7 +94,6 @@ def derive(row: Subscription, known: Sequence[KnownSubscription]) -> Standing:
         trial_end=live.trial_ends_at,
         cancel_at_period_end=False if moved else row.cancel_at_period_end,
         razorpay_subscription_id=live.id,
-        razorpay_customer_id=live.customer_id or row.razorpay_customer_id,
         past_due_since=live.past_due_since if status == "past_due" else None,
     )
     obsolete = tuple(k for k in known if not k.ended and _newest(k) < _newest(live))
