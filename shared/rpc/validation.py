@@ -16,8 +16,9 @@ def check(request: Message) -> None:
         _validator.validate(request)
     except protovalidate.ValidationError as error:
         violations = [_describe(each.proto) for each in error.violations]
-        fields = ", ".join(dict.fromkeys(field for field, _ in violations))
-        raise errors.InvalidArgument(f"wrong or missing: {fields}", violations=violations) from None
+        # The sentence says it all as well: not every client shows the details of a status.
+        sentence = "; ".join(f"{field} {what}" for field, what in violations[:5])
+        raise errors.InvalidArgument(sentence, violations=violations) from None
 
 
 def _describe(violation: Any) -> tuple[str, str]:

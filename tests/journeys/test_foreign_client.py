@@ -117,18 +117,18 @@ def test_an_unknown_tenant_is_not_found(
     ],
 )
 def test_each_door_of_the_ledger_asks_for_its_own_key(
-    ledger: str, keys: dict[str, str], tenant: str, method: str, key: str | None, code: int
+    ledger: str, keys: dict[str, str], method: str, key: str | None, code: int
 ) -> None:
     value = None if key is None else keys.get(key, key)
     if key in (None, "wrong"):
         # Reflection asks for a key as well, so a stranger brings the schema along.
-        answer = foreign._run(
+        answer = foreign.run(
             *([] if value is None else ["-H", f"x-gateway-key: {value}"]),
             *("--schema", "proto", "--schema", "third_party"),
             *("-d", "{}", f"http://{ledger}/{method}"),
         )
     else:
-        answer = foreign.call(ledger, method, {"tenantId": tenant}, key=value)
+        answer = foreign.call(ledger, method, {}, key=value)
 
     assert answer.code == code
 
