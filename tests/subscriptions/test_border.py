@@ -1,0 +1,327 @@
+"""What gets lost between us and the provider is found again, and made once."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import pytest
+from billing.subscriptions.v1 import catalog_pb2, subscriptions_pb2_grpc
+from billing.subscriptions.v1 import subscriptions_pb2 as pb
+from pydantic import SecretStr
+
+from services.subscriptions.rules.signatures import order_signature, subscription_signature
+from shared.errors import Aborted, BillingError, FailedPrecondition, PermissionDenied, Unavailable
+from shared.rpc.client import open_channel
+from tests.conftest import Database
+from tests.ledger.conftest import SECRETS
+from tests.sandbox.running import KEY_ID, KEY_SECRET, free_port
+from tests.subscriptions.conftest import Room
+from tests.subscriptions.test_process import ROOT, environment
+
+
+def at_provider(room: Room, tenant: str) -> list[dict]:
+    found = room.sandbox.sdk.subscription.all({"count": 100})["items"]
+    return [each for each in found if each["notes"] and each["notes"].get("tenant_id") == tenant]
+
+
+async def test_a_lost_answer_never_makes_a_second_subscription(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    room.sandbox.set("faults", kind="drop", method="POST", path="/v1/subscriptions", times=1)
+
+    with pytest.raises(Unavailable) as lost:
+        await room.checkout(tenant)
+    begun = await room.checkout(tenant)
+
+    assert lost.value.reason == "PROVIDER_UNAVAILABLE"
+    [only] = at_provider(room, tenant)
+    assert begun.checkout.subscription_id == only["id"]
+    assert begun.replayed
+
+
+async def test_a_refused_or_failing_provider_can_be_asked_again(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    for status in (502, 429, 500):
+        room.sandbox.set("faults", kind="status", status=status, path="/v1/subscriptions", times=1)
+        with pytest.raises(Unavailable):
+            await room.checkout(tenant)
+
+    await room.checkout(tenant)
+
+    assert len(at_provider(room, tenant)) == 1
+
+
+async def test_a_lost_order_is_found_by_its_receipt(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    room.sandbox.set("faults", kind="drop", method="POST", path="/v1/orders", times=1)
+    with pytest.raises(Unavailable):
+        await room.buy_credits(tenant)
+    [purchase] = room.rows("SELECT id FROM credit_pack_purchases WHERE tenant_id = %s", tenant)
+    [order] = room.sandbox.sdk.order.all({"receipt": purchase["id"]})["items"]
+
+    deliveries = room.sandbox.act(f"orders/{order['id']}/pay", method="upi")
+    for delivery in deliveries:
+        await room.deliver(delivery)
+
+    assert (await room.balance(tenant))["permanent"] == 2_200
+    assert (await room.buy_credits(tenant)).order_id == order["id"]
+
+
+async def test_events_of_a_subscription_whose_id_we_never_stored_are_matched(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    room.sandbox.set("faults", kind="drop", method="POST", path="/v1/subscriptions", times=1)
+    with pytest.raises(Unavailable):
+        await room.checkout(tenant)
+    [made] = at_provider(room, tenant)
+
+    for delivery in reversed(room.sandbox.act(f"subscriptions/{made['id']}/pay", method="card")):
+        await room.deliver(delivery)
+
+    assert (await room.balance(tenant))["subscription"] == 15_000
+    assert (await room.current(tenant)).subscription_id == made["id"]
+    assert (await room.checkout(tenant)).checkout.subscription_id == made["id"]
+
+
+async def test_two_callers_with_one_key_make_one_subscription(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+
+    answers = await asyncio.gather(*(room.checkout(tenant) for _ in range(6)), return_exceptions=True)
+
+    refused = [answer for answer in answers if isinstance(answer, BaseException)]
+    assert all(isinstance(each, Aborted) and each.reason == "CONFLICT" for each in refused)
+    assert len(at_provider(room, tenant)) == 1
+    assert (await room.checkout(tenant)).checkout.subscription_id == at_provider(room, tenant)[0]["id"]
+
+
+async def test_another_checkout_replaces_the_one_that_was_not_paid(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    first = (await room.checkout(tenant, plan="starter", key="one")).checkout.subscription_id
+
+    second = (await room.checkout(tenant, plan="pro", key="two")).checkout.subscription_id
+
+    statuses = {each["id"]: each["status"] for each in at_provider(room, tenant)}
+    assert statuses == {first: "cancelled", second: "created"}
+    pending = (await room.current(tenant)).pending_change
+    assert (pending.plan_code, pending.subscription_id) == ("pro", second)
+    [task] = room.rows(
+        "SELECT payload->>'razorpaySubscriptionId' AS orphan FROM billing_reconciliation_queue"
+        " WHERE tenant_id = %s AND task_type = 'cancel_provider_subscription' AND completed_at IS NOT NULL",
+        tenant,
+    )
+    assert task["orphan"] == first
+
+
+async def test_what_cannot_be_bought_is_refused(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    checkout = (await room.checkout(tenant)).checkout
+    for delivery in room.sandbox.act(f"subscriptions/{checkout.subscription_id}/pay", method="card"):
+        await room.deliver(delivery)
+
+    reasons = {}
+    for plan in ("free", "pro", "starter", "platinum"):
+        with pytest.raises(BillingError) as refused:
+            await room.checkout(tenant, plan=plan, key=f"again-{plan}")
+        reasons[plan] = refused.value.reason
+    assert reasons == {
+        "free": "PLAN_NOT_FOR_SALE",
+        "pro": "ALREADY_SUBSCRIBED",
+        "starter": "SUBSCRIPTION_EXISTS",
+        "platinum": "UNKNOWN_PLAN",
+    }
+
+
+async def test_a_trial_charges_later_and_only_once_in_a_life(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    checkout = (await room.checkout(tenant, trial=True)).checkout
+    assert checkout.HasField("first_charge_at")
+
+    for delivery in room.sandbox.act(f"subscriptions/{checkout.subscription_id}/authenticate", method="card"):
+        await room.deliver(delivery)
+
+    current = await room.current(tenant)
+    assert (current.plan_code, current.status) == ("pro", pb.SUBSCRIPTION_STATUS_TRIALING)
+    assert current.trial_end_at == checkout.first_charge_at
+    assert current.has_used_trial
+    assert (await room.balance(tenant))["subscription"] == 500
+
+
+def verification(tenant: str, payment: str, signature: str, **purchase: str) -> pb.VerifyPaymentRequest:
+    return pb.VerifyPaymentRequest(
+        tenant_id=tenant,
+        idempotency_key=f"verify-{signature[:8]}",
+        payment_id=payment,
+        signature=signature,
+        **purchase,
+    )
+
+
+async def test_verify_and_webhook_are_one_effect(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    checkout = (await room.checkout(tenant)).checkout
+    deliveries = room.sandbox.act(f"subscriptions/{checkout.subscription_id}/pay", method="card")
+    payment = next(
+        d["parsed"]["payload"]["payment"]["entity"]["id"]
+        for d in deliveries
+        if d["event"] == "subscription.charged"
+    )
+    signature = subscription_signature(KEY_SECRET, payment, checkout.subscription_id)
+
+    request = verification(tenant, payment, signature, intent_id=checkout.intent_id)
+    first = await room.product.VerifyPayment(request)
+    again = await room.product.VerifyPayment(request)
+    for delivery in deliveries:
+        await room.deliver(delivery)
+
+    assert (first.status, first.reason) == (pb.VERIFY_STATUS_VERIFIED, "granted")
+    assert again == first
+    assert (await room.balance(tenant))["subscription"] == 15_000
+    assert (await room.current(tenant)).plan_code == "pro"
+    assert len(room.rows("SELECT 1 FROM credit_grants WHERE tenant_id = %s", tenant)) == 1
+
+
+async def test_verify_after_the_webhook_says_the_same(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    order = await room.buy_credits(tenant)
+    deliveries = room.sandbox.act(f"orders/{order.order_id}/pay", method="upi")
+    for delivery in deliveries:
+        await room.deliver(delivery)
+    payment = deliveries[0]["parsed"]["payload"]["payment"]["entity"]["id"]
+
+    verified = await room.product.VerifyPayment(
+        verification(
+            tenant,
+            payment,
+            order_signature(KEY_SECRET, order.order_id, payment),
+            purchase_id=order.purchase_id,
+        )
+    )
+
+    assert (verified.status, verified.reason) == (pb.VERIFY_STATUS_VERIFIED, "already_funded")
+    assert (await room.balance(tenant))["permanent"] == 2_200
+
+
+async def test_a_forged_verification_is_refused_and_counted(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    order = await room.buy_credits(tenant)
+
+    with pytest.raises(PermissionDenied) as refused:
+        await room.product.VerifyPayment(
+            verification(tenant, "pay_00000000000000", "f" * 64, purchase_id=order.purchase_id)
+        )
+
+    assert refused.value.reason == "SIGNATURE_MISMATCH"
+    [counted] = room.rows(
+        "SELECT endpoint, payload_id FROM billing_signature_failures WHERE tenant_id = %s", tenant
+    )
+    assert counted == {"endpoint": "/payment/verify", "payload_id": "pay_00000000000000"}
+
+
+async def test_a_payment_of_another_order_pays_nothing_here(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    cheap, dear = (
+        await room.buy_credits(tenant, pack="small", key="a"),
+        await room.buy_credits(tenant, pack="large", key="b"),
+    )
+    deliveries = room.sandbox.act(f"orders/{cheap.order_id}/pay", method="upi")
+    payment = deliveries[0]["parsed"]["payload"]["payment"]["entity"]["id"]
+    signature = order_signature(KEY_SECRET, dear.order_id, payment)
+
+    with pytest.raises(FailedPrecondition) as refused:
+        await room.product.VerifyPayment(
+            verification(tenant, payment, signature, purchase_id=dear.purchase_id)
+        )
+
+    assert refused.value.reason == "PAYMENT_MISMATCH"
+    assert (await room.balance(tenant))["permanent"] == 0
+
+
+@contextmanager
+def holding_back_answers(room: Room) -> Iterator[str]:
+    """A wire to the sandbox that carries every request and never the answer to a new subscription."""
+    released = threading.Event()
+
+    class Wire(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.carry("GET", b"")
+
+        def do_POST(self) -> None:
+            self.carry("POST", self.rfile.read(int(self.headers["Content-Length"])))
+
+        def carry(self, method: str, body: bytes) -> None:
+            headers = {
+                name: self.headers[name] for name in ("Authorization", "Content-Type") if name in self.headers
+            }
+            answer = httpx.request(
+                method, f"{room.sandbox.url}{self.path}", content=body, headers=headers, trust_env=False
+            )
+            if (method, self.path) == ("POST", "/v1/subscriptions"):
+                released.wait(20)
+                return
+            self.send_response(answer.status_code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Wire) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        released.set()
+        server.shutdown()
+        thread.join()
+
+
+def a_process(**told: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-m", "services.subscriptions"], cwd=ROOT, env=told)
+
+
+async def test_kill_between_the_providers_answer_and_ours_leaves_one_object(
+    room: Room, database: Database, tenant: str
+) -> None:
+    await room.provision(tenant)
+    port = free_port()
+    request = pb.CheckoutRequest(
+        tenant_id=tenant, idempotency_key="buy", plan_code="pro", cycle=catalog_pb2.BILLING_CYCLE_MONTHLY
+    )
+    with holding_back_answers(room) as provider:
+        process = a_process(
+            **environment(
+                database,
+                SUBSCRIPTIONS_LISTEN=f"127.0.0.1:{port}",
+                LEDGER_ADDRESS=room.ledger.address,
+                RAZORPAY_KEY_ID=KEY_ID,
+                RAZORPAY_KEY_SECRET=KEY_SECRET,
+                RAZORPAY_API_URL=provider,
+            )
+        )
+        try:
+            async with open_channel(f"127.0.0.1:{port}", SecretStr(SECRETS["gateway_secret"])) as channel:
+                await asyncio.wait_for(channel.channel_ready(), 20)
+                stub = subscriptions_pb2_grpc.SubscriptionsServiceStub(channel)
+                call = asyncio.ensure_future(stub.Checkout(request))
+                while not await asyncio.to_thread(at_provider, room, tenant):
+                    await asyncio.sleep(0.02)
+                os.kill(process.pid, signal.SIGKILL)
+                [killed] = await asyncio.gather(call, return_exceptions=True)
+        finally:
+            process.kill()
+            process.wait()
+
+    assert isinstance(killed, BillingError)
+    assert not killed.definite
+    [intent] = room.rows("SELECT provider_subscription_id FROM checkout_intents WHERE tenant_id = %s", tenant)
+    assert intent["provider_subscription_id"] is None
+    room.change("UPDATE checkout_intents SET locked_until = now() WHERE tenant_id = %s", tenant)
+    begun = await room.checkout(tenant)
+    [only] = at_provider(room, tenant)
+    assert begun.checkout.subscription_id == only["id"]
