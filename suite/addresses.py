@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 
@@ -21,17 +22,21 @@ class AddressTaken(Exception):
     """The user asked for an address that another program has."""
 
 
-def choose(wished: Mapping[str, str | None]) -> dict[str, str]:
-    """One bindable `host:port` for each door; a port of 0 asks for any free one."""
+def choose(wished: Mapping[str, str | None], reserved: ExitStack) -> dict[str, str]:
+    """One bindable `host:port` for each door; a port of 0 asks for any free one.
+
+    The rooms bind them seconds later, so until `reserved` is closed no other launcher is given the same ones.
+    """
     with ExitStack() as held:
         # The sockets stay open until all are chosen, so that no free port is given out twice.
-        return {name: _claim(name, wished.get(name), held) for name in DEFAULTS}
+        return {name: _claim(name, wished.get(name), held, reserved) for name in DEFAULTS}
 
 
-def _claim(name: str, wished: str | None, held: ExitStack) -> str:
+def _claim(name: str, wished: str | None, held: ExitStack, reserved: ExitStack) -> str:
     host, port = split(wished or DEFAULTS[name])
     try:
         taken = _bind(host, port, held)
+        _reserve(taken, reserved)
     except OSError as error:
         if wished is not None:
             raise AddressTaken(
@@ -39,7 +44,16 @@ def _claim(name: str, wished: str | None, held: ExitStack) -> str:
                 "Choose another, or leave it unset and a free one is chosen."
             ) from error
         taken = _bind(host, 0, held)
+        _reserve(taken, reserved)
     return f"[{host}]:{taken}" if ":" in host else f"{host}:{taken}"
+
+
+def _reserve(port: int, reserved: ExitStack) -> None:
+    """Tells every launcher of this machine, whoever runs it, that the port is spoken for."""
+    if sys.platform == "linux":
+        # A name outside the file system: it has no owner and is gone with the process, however that ends.
+        flag = reserved.enter_context(socket.socket(socket.AF_UNIX))
+        flag.bind(f"\0billing-suite-port-{port}")
 
 
 def _bind(host: str, port: int, held: ExitStack) -> int:

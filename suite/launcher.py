@@ -42,6 +42,7 @@ class Launcher:
         self.children: list[Child] = []
         self.world: World
         self._serving = False
+        self._reserved = contextlib.ExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
@@ -50,7 +51,7 @@ class Launcher:
         """Returns after Ctrl-C or SIGTERM with every process gone; raises when the suite cannot go on."""
         loop = asyncio.get_running_loop()
         for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(sign, self._stopping.set)
+            loop.add_signal_handler(sign, self._asked_to_stop, sign)
         try:
             await self._unless_stopped(self._start())
             await self._stopping.wait()
@@ -58,6 +59,10 @@ class Launcher:
             await self._stop()
         if self._failure is not None:
             raise self._failure
+
+    def _asked_to_stop(self, sign: signal.Signals) -> None:
+        self.console.say("suite", f"asked to stop by {sign.name}")
+        self._stopping.set()
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
         """Ctrl-C counts during the start as well."""
@@ -71,7 +76,7 @@ class Launcher:
 
     async def _start(self) -> None:
         await self._outlive_leavings()
-        listen = addresses.choose(self.settings.wished_addresses())
+        listen = addresses.choose(self.settings.wished_addresses(), self._reserved)
         await self.database.start()
         self._in_background(self.database.keep_running())
         applied = await asyncio.to_thread(migrate, self.database.admin_url, self.secrets.role_passwords)
@@ -198,7 +203,6 @@ class Launcher:
 
     async def _stop(self) -> None:
         """Rooms before their database, so that their last transactions can commit."""
-        self.console.say("suite", "stopping")
         self._serving = False
         self._stopping.set()
         await asyncio.gather(*(child.stop() for child in self.children))
@@ -206,4 +210,5 @@ class Launcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.database.stop()
+        self._reserved.close()
         self.folder.runtime.unlink(missing_ok=True)
