@@ -25,6 +25,7 @@ def create_engine(url: str, *, application_name: str, pool_size: int = 8) -> Asy
         pool_timeout=2.0,
         pool_pre_ping=True,
         pool_recycle=1800,
+        hide_parameters=True,  # a failed statement is logged; the values in it may be anybody's
         connect_args={
             "application_name": application_name,
             "connect_timeout": 5,
