@@ -37,10 +37,10 @@ def _claim(name: str, wished: str | None, held: ExitStack, reserved: ExitStack) 
     try:
         taken = _bind(host, port, held)
         _reserve(taken, reserved)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         if wished is not None:
             raise AddressTaken(
-                f"{name.upper()}_LISTEN asks for {wished}, which cannot be had: {error.strerror}. "
+                f"{name.upper()}_LISTEN asks for {wished}, which cannot be had: {getattr(error, 'strerror', error)}. "
                 "Choose another, or leave it unset and a free one is chosen."
             ) from error
         taken = _bind(host, 0, held)

@@ -11,7 +11,7 @@ from shared.config import Settings
 from suite import addresses
 
 # A port of 0 asks for any free one.
-Listen = Annotated[str | None, Field(default=None, pattern=r"^\S*:\d{1,5}$")]
+Listen = Annotated[str | None, Field(default=None, pattern=r"^\S+:\d{1,5}$")]
 
 
 class SuiteSettings(Settings):
