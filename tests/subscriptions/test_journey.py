@@ -1,5 +1,6 @@
 """The main job of the room, against a real ledger and a real sandbox."""
 
+import hashlib
 import random
 
 import pytest
@@ -45,7 +46,7 @@ async def test_seven_deliveries_in_any_order_and_twice_grant_once(room: Room, te
     assert (grant["expires_at"] - row["current_period_end"]).total_seconds() == 48 * 3600
     decided = room.rows(
         "SELECT outcome FROM processed_payment_events WHERE body_sha256 = ANY(%s)",
-        [__import__("hashlib").sha256(delivery["body"]).hexdigest() for delivery in deliveries],
+        [hashlib.sha256(delivery["body"]).hexdigest() for delivery in deliveries],
     )
     assert len(decided) == 7
 
