@@ -67,6 +67,8 @@ class World:
             told |= {"SANDBOX_LISTEN": self.listen["sandbox"]}
             # What was bought at the sandbox is still there after a restart, as at a real provider.
             told["SANDBOX_STATE"] = os.environ.get("SANDBOX_STATE", str(self.data_dir / "sandbox.journal"))
+            ingress = f"{self.url('webhooks_http')}/webhooks/razorpay"
+            told["SANDBOX_WEBHOOK_URL"] = os.environ.get("SANDBOX_WEBHOOK_URL", ingress)
         if program.knows_provider:
             told |= self._provider()
         return passed | told

@@ -140,6 +140,7 @@ tenant_services = _table(
     "tenant_services",
     _text("tenant_id"),
     _text("service_code"),
+    _text("id"),
     Column("enabled", Boolean, nullable=False),
     Column("limits", JSONB, nullable=False),
     _time("created_at"),

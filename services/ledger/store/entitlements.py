@@ -63,6 +63,7 @@ async def replace(
         statement = insert(tenant_services).values(
             tenant_id=tenant_id,
             service_code=service.service_code,
+            id=ids.new_id("svc"),
             enabled=service.enabled,
             limits=limits,
             created_at=now,

@@ -145,6 +145,7 @@ CREATE TABLE credit_hold_legs (
 CREATE TABLE tenant_services (
     tenant_id text NOT NULL,
     service_code text NOT NULL,
+    id text NOT NULL,
     enabled boolean NOT NULL,
     limits jsonb NOT NULL,
     created_at timestamptz NOT NULL,
