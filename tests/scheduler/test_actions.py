@@ -222,7 +222,7 @@ async def sink() -> Any:
     )
     server.config.lifespan = "off"
     serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - uvicorn offers a flag only
+    while not server.started:
         await asyncio.sleep(0.01)
     chat.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/hook"
     yield chat
