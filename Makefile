@@ -33,8 +33,8 @@ demo: .venv/.ok ## tell the main job as a story against a running suite, or star
 psql: .venv/.ok ## open psql as the operator role on the running suite
 	@$(BIN)/python -m suite psql
 
-test: .venv/.ok ## run every test
-	@$(BIN)/python -m pytest -q
+test: .venv/.ok ## run every test, or TESTS=tests/ledger
+	@$(BIN)/python -m pytest -q $(TESTS)
 
 check: .venv/.ok ## lint contracts and code, check types
 	@$(BIN)/buf format -d --exit-code proto
