@@ -9,6 +9,7 @@ from rich.console import Console
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.subscriptions import SCHEMA
+from services.subscriptions.actions.reconciliation import Reconciler
 from services.subscriptions.catalogue import apply_file
 from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.clients.razorpay import Razorpay
@@ -29,12 +30,15 @@ async def run(settings: SubscriptionsSettings) -> None:
     if settings.billing_test_clock is not None:
         await database.refuse_test_clock_elsewhere(engine)
     channel = open_channel(settings.ledger_address, settings.room_secret)
+    ledger, mode = Ledger(channel), settings.razorpay_mode
+    reconciler = Reconciler(engine, ledger, razorpay, mode=mode, clock=clock.now)
 
     async def probe() -> None:
         async with engine.connect() as db:
             await db.exec_driver_sql("SELECT 1")
 
     async def close() -> None:
+        await reconciler.drain()
         await channel.close()
         await engine.dispose()
         razorpay.close()
@@ -43,7 +47,7 @@ async def run(settings: SubscriptionsSettings) -> None:
         room=ROOM,
         listen=settings.subscriptions_listen,
         settings=settings,
-        doors=doors(engine, Ledger(channel), razorpay, mode=settings.razorpay_mode, clock=clock.now),
+        doors=doors(engine, ledger, razorpay, reconciler, mode=mode, clock=clock.now),
         probe=probe,
         on_stop=close,
     )

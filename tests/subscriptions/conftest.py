@@ -28,6 +28,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from services.subscriptions.actions.reconciliation import Reconciler
 from services.subscriptions.catalogue import apply_file
 from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.clients.razorpay import Razorpay
@@ -204,14 +205,17 @@ async def serving(
         database.url("subscriptions_rw"), application_name="subscriptions-tests"
     )
     to_ledger = open_channel(ledger_address, SecretStr(SECRETS["room_secret"]))
+    ours = Ledger(to_ledger)
+    reconciler = Reconciler(engine, ours, razorpay, mode="test", clock=moving)
     settings = RoomSettings(**SECRETS, shed_after_ms=60_000)
     async with running_server(
         room="subscriptions",
         listen="127.0.0.1:0",
         settings=settings,
-        doors=doors(engine, Ledger(to_ledger), razorpay, mode="test", clock=moving),
+        doors=doors(engine, ours, razorpay, reconciler, mode="test", clock=moving),
     ) as (address, _health, _server):
         yield address, engine, moving
+    await reconciler.drain()
     await to_ledger.close()
     await engine.dispose()
     razorpay.close()

@@ -16,7 +16,9 @@ from billing.subscriptions.v1 import catalog_pb2, subscriptions_pb2_grpc
 from billing.subscriptions.v1 import subscriptions_pb2 as pb
 from pydantic import SecretStr
 
+from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.rules.signatures import order_signature, subscription_signature
+from shared.database import transaction
 from shared.errors import Aborted, BillingError, FailedPrecondition, PermissionDenied, Unavailable
 from shared.rpc.client import open_channel
 from tests.conftest import Database
@@ -325,3 +327,18 @@ async def test_kill_between_the_providers_answer_and_ours_leaves_one_object(
     begun = await room.checkout(tenant)
     [only] = at_provider(room, tenant)
     assert begun.checkout.subscription_id == only["id"]
+
+
+async def test_no_door_out_opens_inside_a_transaction(room: Room, tenant: str) -> None:
+    async with open_channel(room.ledger.address, SecretStr(SECRETS["room_secret"])) as channel, transaction(room.engine):
+        with pytest.raises(AssertionError, match="Razorpay inside a transaction"):
+            await room.razorpay.fetch_subscription("sub_00000000000000")
+        with pytest.raises(AssertionError, match="GetBalance inside a transaction"):
+            await Ledger(channel).get_wallet(tenant)
+
+
+async def test_only_ids_reach_the_providers_paths(room: Room) -> None:
+    for forged in ("../payments/pay_00000000000000", "sub_1?x=1", "", "sub_0000000000000/cancel"):
+        with pytest.raises(FailedPrecondition) as refused:
+            await room.razorpay.fetch_subscription(forged)
+        assert refused.value.reason == "PROVIDER_REFUSED"

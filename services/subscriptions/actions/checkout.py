@@ -33,6 +33,7 @@ from shared.ids import new_id
 
 # How long a customer may take to authorise; afterwards the provider lets the subscription expire.
 AUTHORISE_WITHIN = timedelta(days=7)
+ANOTHER_CALL = "another call with this key is asking the provider: repeat in a moment"
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,13 @@ async def checkout(
             await purchases.insert_intent(db, intent)
         if intent.provider_subscription_id is not None:
             return Begun(intent, intent.provider_subscription_id, replayed=True, task_ids=[])
-        if not await purchases.claim_intent(db, intent.id):
-            raise Conflict("another call with this key is asking the provider: repeat in a moment")
+        lease = await purchases.claim_intent(db, intent.id)
+        if lease is None:
+            raise Conflict(ANOTHER_CALL)
     try:
-        made = await _at_provider(engine, razorpay, intent, plan, clock)
+        made = await _at_provider(engine, razorpay, intent, lease, plan, clock)
+    except Conflict:
+        raise
     except Exception:
         async with transaction(engine) as db:
             await purchases.release_intent(db, intent.id)
@@ -139,7 +143,7 @@ def _new_intent(
 
 
 async def _at_provider(
-    engine: AsyncEngine, razorpay: Razorpay, intent: Intent, plan: Plan, clock: Clock
+    engine: AsyncEngine, razorpay: Razorpay, intent: Intent, lease: datetime, plan: Plan, clock: Clock
 ) -> ProviderSubscription:
     """The provider's subscription for this purchase: the one that an earlier attempt made, or a new one."""
     if intent.provider_plan_id is not None and intent.attempted_at is not None:
@@ -152,9 +156,15 @@ async def _at_provider(
         engine, razorpay, plan, intent.billing_cycle
     )
     async with transaction(engine) as db:
-        await purchases.mark_intent_attempted(
-            db, intent.id, provider_plan_id=provider_plan_id, attempted_at=intent.attempted_at or clock()
+        renewed = await purchases.mark_intent_attempted(
+            db,
+            intent.id,
+            lease,
+            provider_plan_id=provider_plan_id,
+            attempted_at=intent.attempted_at or clock(),
         )
+    if renewed is None:
+        raise Conflict(ANOTHER_CALL)
     return await razorpay.create_subscription(
         plan_id=provider_plan_id,
         total_count=TOTAL_COUNT[intent.billing_cycle],

@@ -65,14 +65,17 @@ async def apply_payment_event(
 async def apply_event(
     db: AsyncConnection, event: PaymentEvent, *, idempotency_key: str, mode: str, now: datetime
 ) -> Applied:
-    """Decide an event under its tenant's lock, and write what follows; every decision leaves a row."""
+    """Decide an event under its tenant's lock, and write what follows; every delivery leaves a row.
+
+    What we looked up ourselves leaves none: it would hide that the webhooks fell silent.
+    """
     subject = await _subject(db, event)
     row = None
     if subject.tenant_id is not None:
         row = await subscription_store.lock_subscription(db, subject.tenant_id)
         # Whoever held the lock before us may have moved what we looked at.
         subject = await _subject(db, event)
-    decided = await store.find_decided(db, event, idempotency_key)
+    decided = None if event.looked_up else await store.find_decided(db, event, idempotency_key)
     if decided is not None:
         reason, tenant_id, body_sha256 = decided
         if body_sha256 != event.body_sha256:
@@ -91,14 +94,15 @@ async def apply_event(
             actor_id=event.provider,
             reason=f"{event.event_type} {event.event_id}".strip(),
         )
-    await store.insert_decided(
-        db,
-        event,
-        decision,
-        idempotency_key=idempotency_key,
-        tenant_id=subject.tenant_id,
-        processed_at=now,
-    )
+    if not event.looked_up:
+        await store.insert_decided(
+            db,
+            event,
+            decision,
+            idempotency_key=idempotency_key,
+            tenant_id=subject.tenant_id,
+            processed_at=now,
+        )
     return Applied(decision.outcome, decision.reason, subject.tenant_id, task_ids)
 
 
@@ -174,11 +178,7 @@ async def _write(
         await purchases.set_purchase_paid(db, subject.purchase.id, event.payment.id, now)
     if decision.grant is not None and await store.insert_grant(db, decision.grant):
         owed.append(tasks.grant_credits(decision.grant))
-    asked = event.event_type in (
-        funding.CHARGE_SEEN,
-        funding.SNAPSHOT_SEEN,
-    )  # the provider's own word, just now
-    if decision.fetch and subject.known is not None and not asked:
+    if decision.fetch and subject.known is not None and not event.looked_up:
         owed.append(tasks.fetch_and_apply(subject.known, event.body_sha256[:16]))
     if decision.finding is not None:
         await ops.open_finding(

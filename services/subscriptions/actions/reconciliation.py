@@ -1,10 +1,10 @@
 """Pays what is owed to the ledger and the provider: right after the commit that caused it, and by the reconcile job."""
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -13,8 +13,7 @@ from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.errors import TaskCompleted, UnknownTask
 from services.subscriptions.rules.entitlements import from_json
-from services.subscriptions.rules.events import PaymentEvent, ProviderInvoice, ProviderSubscription
-from services.subscriptions.rules.funding import CHARGE_SEEN, PROVIDER, SNAPSHOT_SEEN
+from services.subscriptions.rules.events import ProviderInvoice, ProviderSubscription, look
 from services.subscriptions.rules.tasks import (
     ATTEMPTS_MAX,
     BACKOFF_BASE_SECONDS,
@@ -32,6 +31,8 @@ from shared.errors import BillingError, FailedPrecondition, Internal
 from shared.ops import store as ops
 
 AT_ONCE = 8
+# How long a caller waits for what follows from its call, while it goes on behind it.
+PATIENCE_SECONDS = 2.0
 DEFAULT_MAX = 200
 ALERTS_MAX = 50
 COMPLETED_KEPT = timedelta(days=90)
@@ -64,18 +65,31 @@ class Reconciler:
         self._razorpay = razorpay
         self._mode = mode
         self._clock = clock
+        self._at_work: set[asyncio.Task[None]] = set()
 
-    async def attempt(self, task_ids: Sequence[str]) -> set[str]:
-        """Try these tasks now; answers those that are done. What fails is retried by the job."""
-        waiting, done = list(task_ids), set[str]()
-        while waiting:
-            claimed = await self._claim(len(waiting), only=waiting)
-            if not claimed:
-                break
-            done |= {task.id for task, outcome in await self._run(claimed) if outcome == "completed"}
-            tried = {task.id for task in claimed}
-            waiting = [task_id for task_id in waiting if task_id not in tried]
-        return done
+    async def attempt(self, task_ids: Sequence[str]) -> None:
+        """Try these tasks now. Their cause is committed, so nothing here fails or long delays the caller."""
+        if not task_ids:
+            return
+        work = asyncio.create_task(self._attempt(task_ids))
+        self._at_work.add(work)
+        work.add_done_callback(self._at_work.discard)
+        await asyncio.wait({work}, timeout=PATIENCE_SECONDS)
+
+    async def drain(self) -> None:
+        """Wait a little for attempts that outlived their callers; the next process finds what is left."""
+        if self._at_work:
+            await asyncio.wait(self._at_work, timeout=PATIENCE_SECONDS)
+
+    async def _attempt(self, task_ids: Sequence[str]) -> None:
+        waiting = list(task_ids)
+        try:
+            while waiting and (claimed := await self._claim(len(waiting), only=waiting)):
+                await self._run(claimed)
+                tried = {task.id for task in claimed}
+                waiting = [task_id for task_id in waiting if task_id not in tried]
+        except Exception:
+            _log.exception("attempt_failed", task_ids=waiting)  # the job takes them up
 
     async def reconcile(self, *, max_tasks: int, dry_run: bool) -> Reconciled:
         """Try everything that is due, each task once, those of one tenant in the order in which they arose."""
@@ -200,37 +214,15 @@ class Reconciler:
             if await event_store.find_payment_tenant(db, invoice.payment_id):
                 return
         payment = await self._razorpay.fetch_payment(invoice.payment_id)
-        seen = replace(self._seen(CHARGE_SEEN, snapshot), payment=payment, invoice=invoice)
-        await self._apply_seen(seen)
+        await self._apply(snapshot, "subscription.charged", payment=payment, invoice=invoice)
 
-    async def _apply(self, snapshot: ProviderSubscription) -> None:
-        await self._apply_seen(self._seen(SNAPSHOT_SEEN, snapshot))
-
-    async def _apply_seen(self, event: PaymentEvent) -> None:
-        async with transaction(self._engine) as db:
-            await apply_event(
-                db,
-                event,
-                idempotency_key=f"{event.event_type}:{event.body_sha256}",
-                mode=self._mode,
-                now=self._clock(),
-            )
-
-    def _seen(self, event_type: str, snapshot: ProviderSubscription) -> PaymentEvent:
+    async def _apply(
+        self, snapshot: ProviderSubscription, event_type: str = "subscription.fetched", **more: Any
+    ) -> None:
         now = self._clock()
-        # Each look is an event of its own: the same content later may well be news again.
-        identity = f"{event_type}:{snapshot.id}:{logs.new_request_id()}"
-        return PaymentEvent(
-            provider=PROVIDER,
-            account_id="",
-            mode=self._mode,
-            body_sha256=hashlib.sha256(identity.encode()).hexdigest(),
-            event_id="",
-            event_type=event_type,
-            occurred_at=now,
-            received_at=now,
-            subscription=snapshot,
-        )
+        seen = look(event_type, self._mode, now, subscription=snapshot, **more)
+        async with transaction(self._engine) as db:
+            await apply_event(db, seen, idempotency_key="", mode=self._mode, now=now)
 
 
 async def retry_task(

@@ -1,6 +1,5 @@
 """VerifyPayment: what the browser brings back is proven, looked up, and applied as the webhook would."""
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,14 +9,7 @@ from services.subscriptions.actions.payment_events import Applied, apply_event
 from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.errors import PaymentMismatch, SignatureMismatch, UnknownCheckout
 from services.subscriptions.rules import signatures
-from services.subscriptions.rules.events import (
-    PaymentEvent,
-    ProviderInvoice,
-    ProviderOrder,
-    ProviderPayment,
-    ProviderSubscription,
-)
-from services.subscriptions.rules.funding import CHARGE_SEEN, PROVIDER
+from services.subscriptions.rules.events import look
 from services.subscriptions.store import keys, purchases
 from services.subscriptions.store import subscriptions as subscription_store
 from shared.clock import Clock
@@ -68,7 +60,7 @@ async def verify_payment(
     if order_id:
         if payment.order_id != order_id:
             raise _mismatch(claim, "order_id")
-        event = _event(claim, payment, mode, clock, order=ProviderOrder(id=order_id))
+        event = look("payment.captured", mode, clock(), payment=payment)
     else:
         invoice = next(
             (i for i in await razorpay.list_invoices(subscription_id) if i.id == payment.invoice_id), None
@@ -76,11 +68,11 @@ async def verify_payment(
         if invoice is None or invoice.subscription_id != subscription_id:
             raise _mismatch(claim, "invoice_id")
         snapshot = await razorpay.fetch_subscription(subscription_id)
-        event = _event(claim, payment, mode, clock, subscription=snapshot, invoice=invoice)
-    async with transaction(engine) as db:
-        applied = await apply_event(
-            db, event, idempotency_key=f"{METHOD}:{event.body_sha256}", mode=mode, now=clock()
+        event = look(
+            "subscription.charged", mode, clock(), subscription=snapshot, payment=payment, invoice=invoice
         )
+    async with transaction(engine) as db:
+        applied = await apply_event(db, event, idempotency_key="", mode=mode, now=clock())
         return await _remember(db, claim, request, idempotency_key, applied)
 
 
@@ -142,32 +134,4 @@ async def _assert_signed(
 def _mismatch(claim: Claim, field: str) -> PaymentMismatch:
     return PaymentMismatch(
         "this payment is not one of this checkout", payment_id=claim.payment_id, field=field
-    )
-
-
-def _event(
-    claim: Claim,
-    payment: ProviderPayment,
-    mode: str,
-    clock: Clock,
-    *,
-    subscription: ProviderSubscription | None = None,
-    invoice: ProviderInvoice | None = None,
-    order: ProviderOrder | None = None,
-) -> PaymentEvent:
-    now = clock()
-    identity = f"{METHOD}:{claim.intent_id or claim.purchase_id}:{payment.id}"
-    return PaymentEvent(
-        provider=PROVIDER,
-        account_id="",
-        mode=mode,
-        body_sha256=hashlib.sha256(identity.encode()).hexdigest(),
-        event_id="",
-        event_type=CHARGE_SEEN if subscription else "order.paid",
-        occurred_at=now,
-        received_at=now,
-        subscription=subscription,
-        payment=payment,
-        invoice=invoice,
-        order=order,
     )

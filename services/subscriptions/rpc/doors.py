@@ -23,9 +23,16 @@ from shared.rpc.server import Audience, Door
 PACKAGE = "billing.subscriptions.v1"
 
 
-def doors(engine: AsyncEngine, ledger: Ledger, razorpay: Razorpay, *, mode: str, clock: Clock) -> list[Door]:
+def doors(
+    engine: AsyncEngine,
+    ledger: Ledger,
+    razorpay: Razorpay,
+    reconciler: Reconciler,
+    *,
+    mode: str,
+    clock: Clock,
+) -> list[Door]:
     """One service for each audience, wired to the same room."""
-    reconciler = Reconciler(engine, ledger, razorpay, mode=mode, clock=clock)
     product = SubscriptionsService(
         engine, ledger=ledger, razorpay=razorpay, reconciler=reconciler, mode=mode, clock=clock
     )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 # Statuses that a provider's subscription never leaves.
 TERMINAL = frozenset({"cancelled", "completed", "expired"})
@@ -111,8 +112,26 @@ class PaymentEvent:
     invoice: ProviderInvoice | None = None
     refund: ProviderRefund | None = None
     dispute: ProviderDispute | None = None
+    # Not delivered: we asked, and this is the provider's own word of now.
+    looked_up: bool = False
 
     @property
     def observed_at(self) -> datetime:
         """The best guess at when the snapshots were taken; never the only ordering key."""
         return self.occurred_at or self.received_at
+
+
+def look(event_type: str, mode: str, now: datetime, **entities: Any) -> PaymentEvent:
+    """What the provider answered when asked, in the shape of an event, so that it takes the same way."""
+    return PaymentEvent(
+        provider="razorpay",
+        account_id="",
+        mode=mode,
+        body_sha256="",
+        event_id="",
+        event_type=event_type,
+        occurred_at=now,
+        received_at=now,
+        looked_up=True,
+        **entities,
+    )

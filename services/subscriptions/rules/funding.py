@@ -18,9 +18,6 @@ from services.subscriptions.rules.purchases import PackPurchase
 
 Outcome = Literal["applied", "superseded", "ignored"]
 PROVIDER = "razorpay"
-# Not the provider's word: what VerifyPayment and SyncWithProvider learn by asking takes the webhook's way.
-CHARGE_SEEN = "billing.charge_seen"
-SNAPSHOT_SEEN = "billing.snapshot_seen"
 
 _ONE_TIME = frozenset({"payment.captured", "order.paid"})
 _NEVER_FUNDING = frozenset(
@@ -108,9 +105,9 @@ def decide(event: PaymentEvent, situation: Situation) -> Decision:
     if event.mode != situation.mode:
         return _ignored("other_mode")
     match event.event_type:
-        case "subscription.charged" | "billing.charge_seen":
+        case "subscription.charged":
             return _charge(event, situation)
-        case word if word.startswith("subscription.") or word == SNAPSHOT_SEEN:
+        case word if word.startswith("subscription."):
             return _snapshot(event, situation)
         case word if word in _ONE_TIME:
             return _one_time_payment(event, situation)

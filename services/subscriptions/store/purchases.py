@@ -1,7 +1,7 @@
 """Purchases that were begun: of plans and of credits."""
 
 from dataclasses import fields
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import func, or_, select, update
@@ -40,33 +40,42 @@ async def _intent(db: AsyncConnection, *conditions: Any) -> Intent | None:
     return Intent(**row._mapping) if row else None
 
 
-async def claim_intent(db: AsyncConnection, intent_id: str) -> bool:
-    """Take or renew the right to ask the provider; False while another call holds it."""
+async def claim_intent(db: AsyncConnection, intent_id: str) -> datetime | None:
+    """Take the right to ask the provider; answers the lease, or None while another call holds one."""
     table = tables.checkout_intents
-    result = await db.execute(
+    lease: datetime | None = await db.scalar(
         update(table)
         .where(
             table.c.id == intent_id,
             or_(table.c.locked_until.is_(None), table.c.locked_until < func.clock_timestamp()),
         )
         .values(locked_until=func.clock_timestamp() + LEASE)
+        .returning(table.c.locked_until)
     )
-    return result.rowcount == 1
+    return lease
 
 
 async def mark_intent_attempted(
-    db: AsyncConnection, intent_id: str, *, provider_plan_id: str, attempted_at: Any
-) -> None:
-    """Say, before the provider is asked to create it, that from now on its answer may be lost."""
-    await db.execute(
-        update(tables.checkout_intents)
-        .where(tables.checkout_intents.c.id == intent_id)
+    db: AsyncConnection,
+    intent_id: str,
+    lease: datetime,
+    *,
+    provider_plan_id: str,
+    attempted_at: datetime,
+) -> datetime | None:
+    """Say that from now on the provider's answer may be lost, and renew the lease; None if it was taken over."""
+    table = tables.checkout_intents
+    renewed: datetime | None = await db.scalar(
+        update(table)
+        .where(table.c.id == intent_id, table.c.locked_until == lease)
         .values(
             provider_plan_id=provider_plan_id,
             attempted_at=attempted_at,
             locked_until=func.clock_timestamp() + LEASE,
         )
+        .returning(table.c.locked_until)
     )
+    return renewed
 
 
 async def finish_intent(db: AsyncConnection, intent_id: str, provider_subscription_id: str) -> None:
@@ -79,7 +88,7 @@ async def finish_intent(db: AsyncConnection, intent_id: str, provider_subscripti
 
 
 async def release_intent(db: AsyncConnection, intent_id: str) -> None:
-    """Give back the right to ask the provider."""
+    """Give back the right to ask the provider, once no question of ours is open."""
     await db.execute(
         update(tables.checkout_intents)
         .where(tables.checkout_intents.c.id == intent_id)
@@ -125,7 +134,9 @@ async def set_purchase_order(db: AsyncConnection, purchase_id: str, order_id: st
     )
 
 
-async def set_purchase_paid(db: AsyncConnection, purchase_id: str, payment_id: str, paid_at: Any) -> None:
+async def set_purchase_paid(
+    db: AsyncConnection, purchase_id: str, payment_id: str, paid_at: datetime
+) -> None:
     """Store which payment paid it."""
     await db.execute(
         update(tables.credit_pack_purchases)
