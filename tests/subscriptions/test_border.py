@@ -208,6 +208,30 @@ async def test_verify_after_the_webhook_says_the_same(room: Room, tenant: str) -
     assert (await room.balance(tenant))["permanent"] == 2_200
 
 
+async def test_verifying_a_trials_mandate_begins_the_trial_once(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    checkout = (await room.checkout(tenant, trial=True)).checkout
+    deliveries = room.sandbox.act(
+        f"subscriptions/{checkout.subscription_id}/authenticate", method="card", token_paise=500
+    )
+    payment = next(
+        d["parsed"]["payload"]["payment"]["entity"]["id"]
+        for d in deliveries
+        if "payment" in d["parsed"]["payload"]
+    )
+    signature = subscription_signature(KEY_SECRET, payment, checkout.subscription_id)
+
+    verified = await room.product.VerifyPayment(
+        verification(tenant, payment, signature, intent_id=checkout.intent_id)
+    )
+    for delivery in deliveries:
+        await room.deliver(delivery)
+
+    assert (verified.status, verified.reason) == (pb.VERIFY_STATUS_VERIFIED, "trial_began")
+    assert await room.balance(tenant) == {"subscription": 500, "permanent": 0}
+    assert len(room.rows("SELECT 1 FROM credit_grants WHERE tenant_id = %s", tenant)) == 1
+
+
 async def test_a_forged_verification_is_refused_and_counted(room: Room, tenant: str) -> None:
     await room.provision(tenant)
     order = await room.buy_credits(tenant)
@@ -330,7 +354,10 @@ async def test_kill_between_the_providers_answer_and_ours_leaves_one_object(
 
 
 async def test_no_door_out_opens_inside_a_transaction(room: Room, tenant: str) -> None:
-    async with open_channel(room.ledger.address, SecretStr(SECRETS["room_secret"])) as channel, transaction(room.engine):
+    async with (
+        open_channel(room.ledger.address, SecretStr(SECRETS["room_secret"])) as channel,
+        transaction(room.engine),
+    ):
         with pytest.raises(AssertionError, match="Razorpay inside a transaction"):
             await room.razorpay.fetch_subscription("sub_00000000000000")
         with pytest.raises(AssertionError, match="GetBalance inside a transaction"):

@@ -214,6 +214,17 @@ async def test_rebuilding_mends_what_an_operator_changed_by_hand(
     assert refused.value.metadata["field"] == "actor"
 
 
+async def test_a_plan_that_is_none_is_named(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    room.change("UPDATE subscriptions SET plan_id = 'platinum' WHERE tenant_id = %s", tenant)
+
+    with pytest.raises(NotFound) as refused:
+        await room.admin.RebuildEntitlements(rebuild(tenant, "k"))
+
+    assert (refused.value.reason, refused.value.metadata["plan_code"]) == ("UNKNOWN_PLAN", "platinum")
+    assert (await room.current(tenant)).plan_name == "platinum"
+
+
 async def test_a_missed_charge_is_fetched_and_applied(room: Room, tenant: str) -> None:
     await room.provision(tenant)
     checkout = (await room.checkout(tenant)).checkout

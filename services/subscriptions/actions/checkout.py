@@ -43,7 +43,6 @@ class Begun:
     intent: Intent
     subscription_id: str
     replayed: bool
-    task_ids: list[str]
 
 
 async def checkout(
@@ -71,7 +70,7 @@ async def checkout(
             intent = _new_intent(row, plan, cycle, with_trial, idempotency_key, clock())
             await purchases.insert_intent(db, intent)
         if intent.provider_subscription_id is not None:
-            return Begun(intent, intent.provider_subscription_id, replayed=True, task_ids=[])
+            return Begun(intent, intent.provider_subscription_id, replayed=True)
         lease = await purchases.claim_intent(db, intent.id)
         if lease is None:
             raise Conflict(ANOTHER_CALL)
@@ -182,11 +181,11 @@ async def _finish(
         row = await store.lock_subscription(db, intent.tenant_id)
         intent = await _intent(db, intent_id)
         if intent.provider_subscription_id is not None:  # an event told us before the answer did
-            return Begun(intent, intent.provider_subscription_id, replayed=replayed, task_ids=[])
+            return Begun(intent, intent.provider_subscription_id, replayed=replayed)
         await purchases.finish_intent(db, intent.id, made.id)
         known, _ = fence.merge(first_knowledge(intent, made.id), made, intent.created_at)
         await store.save_known(db, known)
-        task_ids = [await _drop_previous(db, row, now)]
+        await _drop_previous(db, row, now)
         pending = replace(
             row,
             pending_plan_id=intent.plan_id,
@@ -206,7 +205,7 @@ async def _finish(
             actor_id="product",
             reason=intent.id,
         )
-    return Begun(intent, made.id, replayed, [task_id for task_id in task_ids if task_id])
+    return Begun(intent, made.id, replayed)
 
 
 async def _intent(db: AsyncConnection, intent_id: str) -> Intent:
@@ -216,13 +215,11 @@ async def _intent(db: AsyncConnection, intent_id: str) -> Intent:
     return intent
 
 
-async def _drop_previous(db: AsyncConnection, row: Subscription, now: datetime) -> str | None:
+async def _drop_previous(db: AsyncConnection, row: Subscription, now: datetime) -> None:
     """A purchase that was begun and not paid makes way for the new one."""
     if row.pending_razorpay_subscription_id is None:
-        return None
+        return
     previous = await store.find_known(db, row.pending_razorpay_subscription_id)
-    if previous is None or previous.ended:
-        return None
-    return await task_store.insert_task(
-        db, tasks.cancel_subscription(previous, "another purchase was begun"), now
-    )
+    if previous is not None and not previous.ended:
+        task = tasks.cancel_subscription(previous, "another purchase was begun")
+        await task_store.insert_task(db, task, now)

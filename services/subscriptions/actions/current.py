@@ -44,7 +44,8 @@ async def get_current(engine: AsyncEngine, ledger: Ledger, *, tenant_id: str, no
     wallet, usage = await asyncio.gather(_wallet(ledger, tenant_id), _usage(ledger, tenant_id))
     return Current(
         row=row,
-        plan_name=catalog.plans[row.plan_id].name,
+        # An operator may have written a plan that is none; the page still opens.
+        plan_name=catalog.plans[row.plan_id].name if row.plan_id in catalog.plans else row.plan_id,
         services=services,
         wallet=wallet,
         usage=usage,

@@ -1,6 +1,6 @@
 """ApplyPaymentEvent: a provider's word becomes state, credits owed and entitlements, in one transaction."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy.exc import IntegrityError
@@ -29,12 +29,11 @@ from shared.ops import store as ops
 
 @dataclass(frozen=True)
 class Applied:
-    """What became of an event, and the tasks that follow from it."""
+    """What became of an event."""
 
     outcome: str
     reason: str
     tenant_id: str | None
-    task_ids: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,9 @@ async def apply_event(
             )
         return Applied("duplicate", reason, tenant_id)
     decision = funding.decide(event, await _situation(db, event, subject, mode))
-    task_ids = await _write(db, event, decision, subject, now)
+    await _write(db, event, decision, subject, now)
     if row is not None and decision.subscription is not None:
-        task_ids += await standing.settle(
+        await standing.settle(
             db,
             row,
             now,
@@ -103,7 +102,7 @@ async def apply_event(
             tenant_id=subject.tenant_id,
             processed_at=now,
         )
-    return Applied(decision.outcome, decision.reason, subject.tenant_id, task_ids)
+    return Applied(decision.outcome, decision.reason, subject.tenant_id)
 
 
 async def _subject(db: AsyncConnection, event: PaymentEvent) -> _Subject:
@@ -164,7 +163,7 @@ async def _situation(db: AsyncConnection, event: PaymentEvent, subject: _Subject
 
 async def _write(
     db: AsyncConnection, event: PaymentEvent, decision: Decision, subject: _Subject, now: datetime
-) -> list[str]:
+) -> None:
     owed = []
     if decision.subscription is not None:
         if subject.intent is not None:
@@ -189,5 +188,5 @@ async def _write(
             severity=decision.finding.severity,
             observed=decision.finding.observed,
         )
-    task_ids = [await task_store.insert_task(db, task, now) for task in owed]
-    return [task_id for task_id in task_ids if task_id is not None]
+    for task in owed:
+        await task_store.insert_task(db, task, now)

@@ -27,9 +27,8 @@ class Provisioned:
 
 async def provision_tenant(
     engine: AsyncEngine, *, tenant_id: str, idempotency_key: str, now: datetime
-) -> tuple[Provisioned, list[str]]:
+) -> Provisioned:
     """Give a tenant its row and the free entitlements; a known tenant is answered as it stands."""
-    task_ids: list[str] = []
     async with transaction(engine) as db:
         created = await store.insert_subscription(db, Subscription(id=new_id("sub"), tenant_id=tenant_id))
         row = await store.lock_subscription(db, tenant_id)
@@ -37,12 +36,10 @@ async def provision_tenant(
             db, tenant_id=tenant_id, method=METHOD, key=idempotency_key, request={}
         )
         if answer is not None:
-            return Provisioned(**answer), []
+            return Provisioned(**answer)
         version = row.entitlements_version
         if created:
-            rebuilt = await standing.rebuild(db, row, now)
-            version = rebuilt.version
-            task_ids = [rebuilt.task_id] if rebuilt.task_id else []
+            version = (await standing.rebuild(db, row, now)).version
             await standing.record_change(
                 db,
                 tenant_id,
@@ -62,4 +59,4 @@ async def provision_tenant(
             request={},
             answer=asdict(provisioned),
         )
-    return provisioned, task_ids
+    return provisioned

@@ -18,6 +18,8 @@ from services.subscriptions.rules.tasks import (
     ATTEMPTS_MAX,
     BACKOFF_BASE_SECONDS,
     BACKOFF_MAX_SECONDS,
+    COUNTERPARTS,
+    Counterpart,
     Task,
 )
 from services.subscriptions.store import events as event_store
@@ -67,11 +69,9 @@ class Reconciler:
         self._clock = clock
         self._at_work: set[asyncio.Task[None]] = set()
 
-    async def attempt(self, task_ids: Sequence[str]) -> None:
-        """Try these tasks now. Their cause is committed, so nothing here fails or long delays the caller."""
-        if not task_ids:
-            return
-        work = asyncio.create_task(self._attempt(task_ids))
+    async def attempt(self, tenant_id: str) -> None:
+        """Pay what a tenant is owed now. Its cause is committed, so nothing here fails or long delays the caller."""
+        work = asyncio.create_task(self._attempt(tenant_id))
         self._at_work.add(work)
         work.add_done_callback(self._at_work.discard)
         await asyncio.wait({work}, timeout=PATIENCE_SECONDS)
@@ -81,15 +81,17 @@ class Reconciler:
         if self._at_work:
             await asyncio.wait(self._at_work, timeout=PATIENCE_SECONDS)
 
-    async def _attempt(self, task_ids: Sequence[str]) -> None:
-        waiting = list(task_ids)
+    async def _attempt(self, tenant_id: str) -> None:
+        # A silent provider must not keep the ledger waiting, nor the other way round.
+        await asyncio.gather(*(self._empty_line(tenant_id, side) for side in COUNTERPARTS))
+
+    async def _empty_line(self, tenant_id: str, counterpart: Counterpart) -> None:
+        # Looks again after each task: a neighbour's may have been written behind one that we hold.
         try:
-            while waiting and (claimed := await self._claim(len(waiting), only=waiting)):
+            while claimed := await self._claim(1, tenant_id=tenant_id, counterpart=counterpart):
                 await self._run(claimed)
-                tried = {task.id for task in claimed}
-                waiting = [task_id for task_id in waiting if task_id not in tried]
         except Exception:
-            _log.exception("attempt_failed", task_ids=waiting)  # the job takes them up
+            _log.exception("attempt_failed", tenant_id=tenant_id)  # the job takes it up
 
     async def reconcile(self, *, max_tasks: int, dry_run: bool) -> Reconciled:
         """Try everything that is due, each task once, those of one tenant in the order in which they arose."""
@@ -107,9 +109,13 @@ class Reconciler:
         attempted = still_due if dry_run else sum(counts.values())
         return Reconciled(attempted, counts["completed"], counts["abandoned"], still_due, abandoned)
 
-    async def _claim(self, limit: int, *, only: Sequence[str] | None = None) -> list[Task]:
+    async def _claim(
+        self, limit: int, *, tenant_id: str | None = None, counterpart: Counterpart | None = None
+    ) -> list[Task]:
         async with transaction(self._engine) as db:
-            return await store.claim_tasks(db, self._clock(), limit=limit, only=only)
+            return await store.claim_tasks(
+                db, self._clock(), limit=limit, tenant_id=tenant_id, counterpart=counterpart
+            )
 
     async def _run(self, claimed: Sequence[Task]) -> list[tuple[Task, str]]:
         gate = asyncio.Semaphore(AT_ONCE)
@@ -228,7 +234,7 @@ class Reconciler:
 async def retry_task(
     engine: AsyncEngine, *, task_id: str, idempotency_key: str, actor: str, reason: str, now: datetime
 ) -> tuple[str, bool]:
-    """Give a task ten new attempts; answers its id and whether an earlier call did so."""
+    """Give a task ten new attempts; answers its tenant and whether an earlier call did so."""
     request = {"task_id": task_id, "actor": actor, "reason": reason}
     async with transaction(engine) as db:
         task = await store.find_task(db, task_id, lock=True)
@@ -238,7 +244,7 @@ async def retry_task(
             db, tenant_id=task.tenant_id, method=RETRY, key=idempotency_key, request=request
         )
         if answer is not None:
-            return task.id, True
+            return task.tenant_id, True
         if task.completed_at is not None:
             raise TaskCompleted(f"task {task_id} is done", task_id=task_id)
         await store.reset_task(db, task.id, now)
@@ -264,7 +270,7 @@ async def retry_task(
             request=request,
             answer={"task_id": task.id},
         )
-    return task.id, False
+    return task.tenant_id, False
 
 
 async def get_task(engine: AsyncEngine, task_id: str) -> Task:

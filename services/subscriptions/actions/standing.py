@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.subscriptions.errors import UnknownPlan
 from services.subscriptions.rules import entitlements, lifecycle, tasks
 from services.subscriptions.rules.entitlements import ServiceEntitlement
 from services.subscriptions.rules.lifecycle import Subscription
@@ -30,10 +31,9 @@ class Rebuilt:
 
 async def settle(
     db: AsyncConnection, row: Subscription, now: datetime, *, actor_type: str, actor_id: str, reason: str
-) -> list[str]:
-    """Derive the row anew, cancel what must not charge any more, rebuild entitlements; answer the tasks owed."""
+) -> None:
+    """Derive the row anew, owe the end of what must not charge any more, rebuild entitlements."""
     standing = lifecycle.derive(row, await store.list_known(db, row.tenant_id))
-    task_ids = []
     if standing.row != row:
         await store.save_subscription(db, standing.row)
         await record_change(
@@ -47,18 +47,19 @@ async def settle(
             reason=reason,
         )
     for obsolete in standing.to_cancel:
-        task_ids.append(
-            await task_store.insert_task(
-                db, tasks.cancel_subscription(obsolete, "a newer purchase is live"), now
-            )
-        )
-    rebuilt = await rebuild(db, standing.row, now)
-    return [task_id for task_id in (*task_ids, rebuilt.task_id) if task_id is not None]
+        task = tasks.cancel_subscription(obsolete, "a newer purchase is live")
+        await task_store.insert_task(db, task, now)
+    await rebuild(db, standing.row, now)
 
 
 async def rebuild(db: AsyncConnection, row: Subscription, now: datetime, *, force: bool = False) -> Rebuilt:
     """Build the tenant's entitlements; when they differ, or on demand, under the next version with a task to push."""
     catalog = await catalog_store.read_catalog(db, with_retired=True)
+    if row.entitling_plan_id not in catalog.plans:
+        raise UnknownPlan(
+            f"the catalogue has no plan {row.entitling_plan_id}: apply the catalogue, or correct the tenant's plan_id",
+            plan_code=row.entitling_plan_id,
+        )
     services = entitlements.build(
         catalog,
         row.entitling_plan_id,

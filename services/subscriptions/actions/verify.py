@@ -9,7 +9,7 @@ from services.subscriptions.actions.payment_events import Applied, apply_event
 from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.errors import PaymentMismatch, SignatureMismatch, UnknownCheckout
 from services.subscriptions.rules import signatures
-from services.subscriptions.rules.events import look
+from services.subscriptions.rules.events import PaymentEvent, ProviderPayment, look
 from services.subscriptions.store import keys, purchases
 from services.subscriptions.store import subscriptions as subscription_store
 from shared.clock import Clock
@@ -17,6 +17,17 @@ from shared.database import transaction
 from shared.ops import store as ops
 
 METHOD = "VerifyPayment"
+_GOOD = frozenset(
+    {
+        "granted",
+        "already_funded",
+        "drips_monthly",
+        "trial_began",
+        "subscription_updated",
+        "nothing_new",
+        "older_snapshot",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -32,11 +43,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verified:
-    """Whether the money is there, and the tasks that follow."""
+    """Whether the money is there."""
 
     status: Literal["verified", "pending", "failed"]
     reason: str
-    task_ids: list[str]
 
 
 async def verify_payment(
@@ -49,38 +59,47 @@ async def verify_payment(
             db, tenant_id=claim.tenant_id, method=METHOD, key=idempotency_key, request=request
         )
         if answer is not None:
-            return Verified(answer["status"], answer["reason"], [])
+            return Verified(answer["status"], answer["reason"])
         subscription_id, order_id = await _ours(db, claim)
     await _assert_signed(engine, razorpay, claim, subscription_id=subscription_id, order_id=order_id)
     payment = await razorpay.fetch_payment(claim.payment_id)
+    if order_id and payment.order_id != order_id:
+        raise PaymentMismatch(
+            "this payment is not one of this checkout", payment_id=claim.payment_id, field="order_id"
+        )
+    # Without an invoice it only set up a mandate, as at the start of a trial: no money to wait for.
+    mandate_only = bool(subscription_id) and not payment.invoice_id
     if payment.status == "failed":
-        return Verified("failed", "payment_failed", [])
-    if not payment.captured:
-        return Verified("pending", "not_captured", [])
-    if order_id:
-        if payment.order_id != order_id:
-            raise _mismatch(claim, "order_id")
-        event = look("payment.captured", mode, clock(), payment=payment)
-    else:
-        invoice = next(
-            (i for i in await razorpay.list_invoices(subscription_id) if i.id == payment.invoice_id), None
-        )
-        if invoice is None or invoice.subscription_id != subscription_id:
-            raise _mismatch(claim, "invoice_id")
-        snapshot = await razorpay.fetch_subscription(subscription_id)
-        event = look(
-            "subscription.charged", mode, clock(), subscription=snapshot, payment=payment, invoice=invoice
-        )
+        return Verified("failed", "payment_failed")
+    if not payment.captured and not mandate_only:
+        return Verified("pending", "not_captured")
+    event = look("payment.captured", mode, clock(), payment=payment)
+    if subscription_id:
+        event = await _look_at_subscription(razorpay, subscription_id, payment, mode, clock)
     async with transaction(engine) as db:
         applied = await apply_event(db, event, idempotency_key="", mode=mode, now=clock())
         return await _remember(db, claim, request, idempotency_key, applied)
 
 
+async def _look_at_subscription(
+    razorpay: Razorpay, subscription_id: str, payment: ProviderPayment, mode: str, clock: Clock
+) -> PaymentEvent:
+    """The signature has bound the payment to the subscription; its invoice, when listed, tells the period."""
+    if not payment.invoice_id:
+        snapshot = await razorpay.fetch_subscription(subscription_id)
+        return look("subscription.fetched", mode, clock(), subscription=snapshot)
+    invoices = await razorpay.list_invoices(subscription_id)
+    invoice = next((each for each in invoices if each.id == payment.invoice_id), None)
+    snapshot = await razorpay.fetch_subscription(subscription_id)
+    return look(
+        "subscription.charged", mode, clock(), subscription=snapshot, payment=payment, invoice=invoice
+    )
+
+
 async def _remember(
     db: AsyncConnection, claim: Claim, request: dict[str, Any], key: str, applied: Applied
 ) -> Verified:
-    paid = applied.reason in ("granted", "already_funded", "drips_monthly")
-    verified = Verified("verified" if paid else "failed", applied.reason, applied.task_ids)
+    verified = Verified("verified" if applied.reason in _GOOD else "failed", applied.reason)
     # Another call with this key may have answered since we looked; its answer is the same.
     answer = await keys.find_answer(db, tenant_id=claim.tenant_id, method=METHOD, key=key, request=request)
     if answer is None:
@@ -129,9 +148,3 @@ async def _assert_signed(
             payload_id=claim.payment_id,
         )
     raise SignatureMismatch("the checkout signature does not belong to this payment")
-
-
-def _mismatch(claim: Claim, field: str) -> PaymentMismatch:
-    return PaymentMismatch(
-        "this payment is not one of this checkout", payment_id=claim.payment_id, field=field
-    )

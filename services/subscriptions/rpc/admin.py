@@ -37,7 +37,7 @@ class SubscriptionsAdminService(pb_grpc.SubscriptionsAdminServiceServicer):
             reason=request.reason,
             now=self._clock(),
         )
-        await self._reconciler.attempt([rebuilt.task_id])
+        await self._reconciler.attempt(request.tenant_id)
         task = await actions.get_task(self._engine, rebuilt.task_id)
         return pb.RebuildEntitlementsResponse(
             version=rebuilt.version,
@@ -67,7 +67,7 @@ class SubscriptionsAdminService(pb_grpc.SubscriptionsAdminServiceServicer):
     async def RetryReconciliationTask(
         self, request: pb.RetryReconciliationTaskRequest, context: Context
     ) -> pb.RetryReconciliationTaskResponse:
-        task_id, replayed = await actions.retry_task(
+        tenant_id, replayed = await actions.retry_task(
             self._engine,
             task_id=request.task_id,
             idempotency_key=request.idempotency_key,
@@ -76,6 +76,6 @@ class SubscriptionsAdminService(pb_grpc.SubscriptionsAdminServiceServicer):
             now=self._clock(),
         )
         if not replayed:
-            await self._reconciler.attempt([task_id])
-        task = await actions.get_task(self._engine, task_id)
+            await self._reconciler.attempt(tenant_id)
+        task = await actions.get_task(self._engine, request.task_id)
         return pb.RetryReconciliationTaskResponse(task=messages.task(task), replayed=replayed)

@@ -45,7 +45,8 @@ class PaymentEventsService(pb_grpc.PaymentEventsServiceServicer):
             mode=self._mode,
             now=self._clock(),
         )
-        await self._reconciler.attempt(applied.task_ids)
+        if applied.tenant_id is not None:
+            await self._reconciler.attempt(applied.tenant_id)
         return pb.ApplyPaymentEventResponse(
             outcome=_OUTCOMES[applied.outcome], reason=applied.reason, tenant_id=applied.tenant_id or ""
         )

@@ -50,13 +50,13 @@ class SubscriptionsService(pb_grpc.SubscriptionsServiceServicer):
     async def ProvisionTenant(
         self, request: pb.ProvisionTenantRequest, context: Context
     ) -> pb.ProvisionTenantResponse:
-        provisioned, task_ids = await provision.provision_tenant(
+        provisioned = await provision.provision_tenant(
             self._engine,
             tenant_id=request.tenant_id,
             idempotency_key=request.idempotency_key,
             now=self._clock(),
         )
-        await self._reconciler.attempt(task_ids)
+        await self._reconciler.attempt(request.tenant_id)
         return pb.ProvisionTenantResponse(
             plan_code=provisioned.plan_id,
             status=messages.status_of(provisioned.status),
@@ -81,7 +81,7 @@ class SubscriptionsService(pb_grpc.SubscriptionsServiceServicer):
             with_trial=request.with_trial,
             clock=self._clock,
         )
-        await self._reconciler.attempt(begun.task_ids)
+        await self._reconciler.attempt(request.tenant_id)
         intent = begun.intent
         return pb.CheckoutResponse(
             checkout=pb.SubscriptionCheckout(
@@ -116,7 +116,7 @@ class SubscriptionsService(pb_grpc.SubscriptionsServiceServicer):
             mode=self._mode,
             clock=self._clock,
         )
-        await self._reconciler.attempt(verified.task_ids)
+        await self._reconciler.attempt(request.tenant_id)
         return pb.VerifyPaymentResponse(status=_VERIFY[verified.status], reason=verified.reason)
 
     async def BuyCredits(self, request: pb.BuyCreditsRequest, context: Context) -> pb.BuyCreditsResponse:

@@ -1,6 +1,5 @@
 """What is owed to the ledger and the provider."""
 
-from collections.abc import Sequence
 from dataclasses import fields
 from datetime import datetime
 
@@ -9,7 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.subscriptions import tables
-from services.subscriptions.rules.tasks import LEASE, NewTask, Task
+from services.subscriptions.rules.tasks import LEASE, Counterpart, NewTask, Task
 from shared.ids import new_id
 
 queue = tables.billing_reconciliation_queue
@@ -37,7 +36,12 @@ async def insert_task(db: AsyncConnection, task: NewTask, now: datetime) -> str 
 
 
 async def claim_tasks(
-    db: AsyncConnection, now: datetime, *, limit: int, only: Sequence[str] | None = None
+    db: AsyncConnection,
+    now: datetime,
+    *,
+    limit: int,
+    tenant_id: str | None = None,
+    counterpart: Counterpart | None = None,
 ) -> list[Task]:
     """Lease due tasks, at most one per tenant and counterpart, the oldest: a later one never overtakes it."""
     earlier = queue.alias("earlier")
@@ -60,11 +64,14 @@ async def claim_tasks(
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    if only is not None:
-        due = due.where(queue.c.id.in_(only))
+    if tenant_id is not None:
+        due = due.where(queue.c.tenant_id == tenant_id)
+    if counterpart is not None:
+        due = due.where(queue.c.counterpart == counterpart)
+    claimed = due.cte("claimed")  # evaluated once, so that no more are locked than the limit says
     rows = await db.execute(
         update(queue)
-        .where(queue.c.id.in_(due.scalar_subquery()))
+        .where(queue.c.id == claimed.c.id)
         .values(locked_until=func.clock_timestamp() + LEASE, attempts=queue.c.attempts + 1)
         .returning(*_TASK)
     )
