@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from billing.subscriptions.v1 import subscriptions_maintenance_pb2 as maintenance_pb
@@ -15,7 +14,7 @@ from tests.subscriptions.conftest import Room
 ABANDONED_AFTER = ATTEMPTS_MAX
 
 
-def later(part: str) -> Any:
+def later(part: str) -> pytest.MarkDecorator:
     """What a later release makes pass; until then it fails for no other reason than an RPC not served."""
     return pytest.mark.xfail(strict=True, raises=Unimplemented, reason=f"comes with {part}")
 

@@ -338,3 +338,9 @@ async def test_2c_an_upgrade_pending_for_three_days_is_found(
     assert (finding["check_type"], finding["severity"]) == ("orphan_pending_sub", "warning")
     assert hanging in finding["observed"].values()
     assert operator.run("runbook_2_1").of(patient) == []
+    operator.run("runbook_2c_fix", TENANT_ID=tenant)
+    operator.run("runbook_2a_resolve", REPORT_ID=finding["id"], YOUR_USERNAME="asha")
+    await staging.audit_subscriptions(room, f"{tenant}:again")
+    assert operator.run("runbook_2_1").of(tenant) == [], (
+        "the fix leaves pending_kind and pending_since behind"
+    )

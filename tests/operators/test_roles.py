@@ -206,7 +206,13 @@ def test_a_room_owns_nothing_and_empties_nothing(
         " AND n.nspname = ANY(%s) AND has_schema_privilege(r.oid, n.oid, 'CREATE')",
         [list(LOGINS), [*SCHEMAS, "public"]],
     ).fetchall()
-    assert (powers, above, makers) == ([], [], [])
+    hooks = admin.execute(
+        "SELECT r.rolname, c.relname FROM pg_roles r, pg_class c WHERE r.rolname = ANY(%s)"
+        " AND c.relnamespace::regnamespace::text = ANY(%s) AND c.relkind = 'r'"
+        " AND has_table_privilege(r.oid, c.oid, 'TRIGGER, REFERENCES')",
+        [list(LOGINS), list(SCHEMAS)],
+    ).fetchall()
+    assert (powers, above, makers, hooks) == ([], [], [], [])
 
 
 @pytest.mark.parametrize("table", LINES)

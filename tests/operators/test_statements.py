@@ -1,9 +1,12 @@
 """Nothing in the runbooks goes untried."""
 
+import re
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from tests.conftest import Database
 from tests.operators.statements import STATEMENTS, filled
 
 TESTS = "\n".join(
@@ -14,6 +17,18 @@ TESTS = "\n".join(
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_every_statement_is_run_by_a_test(name: str) -> None:
     assert f'"{name}"' in TESTS
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_analytics_may_run_what_looks_and_nothing_that_mends(database: Database, name: str) -> None:
+    asked = re.findall(r"<([A-Z_]+)>", STATEMENTS[name])
+    statement = filled(name, **dict.fromkeys(asked, "1"))
+    with psycopg.connect(database.url("billing_readonly"), autocommit=True) as db:
+        if "UPDATE" in statement:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                db.execute(statement)
+        else:
+            assert db.execute(statement).description is not None
 
 
 def test_a_forgotten_placeholder_is_noticed() -> None:
