@@ -1,6 +1,7 @@
 """`apply-catalog`: shows how the catalogue's file and the database differ, and makes them equal."""
 
-import getpass
+import os
+import pwd
 from pathlib import Path
 
 import yaml
@@ -30,13 +31,14 @@ async def apply_file(engine: AsyncEngine, razorpay: Razorpay, *, dry_run: bool, 
     The provider's plans are made here when it answers, and otherwise by the first Checkout that needs them.
     """
     catalog = load_catalog()
-    show(await actions.apply_catalog(engine, catalog, actor=getpass.getuser(), dry_run=True), console)
+    actor = _whoami()
+    show(await actions.apply_catalog(engine, catalog, actor=actor, dry_run=True), console)
     for warning in mandate_warnings(catalog):
         console.print(warning, highlight=False)
     if dry_run:
         console.print("Nothing was changed.")
         return
-    await actions.apply_catalog(engine, catalog, actor=getpass.getuser(), dry_run=False)
+    await actions.apply_catalog(engine, catalog, actor=actor, dry_run=False)
     console.print(f"Catalogue {catalog.version} is applied.", highlight=False)
     if not razorpay.configured:
         return
@@ -70,3 +72,11 @@ def mandate_warnings(catalog: Catalog) -> list[str]:
         for cycle in CYCLES
         if plan.total_paise(cycle) > MANDATE_CEILING_PAISE
     ]
+
+
+def _whoami() -> str:
+    """Who applies it, for the record; a container's user may have no name."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"

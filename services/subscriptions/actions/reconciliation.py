@@ -98,10 +98,10 @@ class Reconciler:
         counts = {"completed": 0, "failed": 0, "abandoned": 0}
         limit = max_tasks or DEFAULT_MAX
         while not dry_run and (left := limit - sum(counts.values())) > 0:
-            claimed = await self._claim(min(left, AT_ONCE * 4))
+            claimed = await self._claim(min(left, AT_ONCE))
             if not claimed:
                 break
-            for _, outcome in await self._run(claimed):
+            for outcome in await self._run(claimed):
                 counts[outcome] += 1
         async with transaction(self._engine) as db:
             still_due = await store.count_due(db, self._clock())
@@ -117,14 +117,8 @@ class Reconciler:
                 db, self._clock(), limit=limit, tenant_id=tenant_id, counterpart=counterpart
             )
 
-    async def _run(self, claimed: Sequence[Task]) -> list[tuple[Task, str]]:
-        gate = asyncio.Semaphore(AT_ONCE)
-
-        async def one(task: Task) -> tuple[Task, str]:
-            async with gate:
-                return task, await self._settle(task)
-
-        return list(await asyncio.gather(*(one(task) for task in claimed)))
+    async def _run(self, claimed: Sequence[Task]) -> list[str]:
+        return await asyncio.gather(*(self._settle(task) for task in claimed))
 
     async def _settle(self, task: Task) -> str:
         try:
