@@ -1,5 +1,7 @@
 """What is owed is paid in the end, once, in order; what cannot be paid reaches a person."""
 
+import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,6 +16,7 @@ from billing.subscriptions.v1 import subscriptions_maintenance_pb2_grpc as maint
 from billing.subscriptions.v1 import subscriptions_pb2, subscriptions_pb2_grpc
 from pydantic import SecretStr
 
+from services.subscriptions.actions.reconciliation import PATIENCE_SECONDS
 from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.rules.tasks import ATTEMPTS_MAX
 from shared.errors import FailedPrecondition, NotFound, PermissionDenied
@@ -55,6 +58,28 @@ async def test_a_silent_ledger_fails_nothing_and_is_told_later(
     [task] = room.rows("SELECT * FROM billing_reconciliation_queue WHERE id = %s", task_id)
     assert task["completed_at"] is not None
     assert not (await room.current(tenant)).credits.unavailable
+
+
+async def test_a_ledger_that_hangs_does_not_hold_up_the_caller(
+    room: Room, database: Database, tenant: str
+) -> None:
+    razorpay = Razorpay(api_url=room.sandbox.url, key_id=KEY_ID, key_secret=KEY_SECRET)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        async with (
+            serving(database, address, razorpay, MovableClock()) as (ours, _, _),
+            open_channel(ours, SecretStr(SECRETS["gateway_secret"])) as channel,
+        ):
+            request = subscriptions_pb2.ProvisionTenantRequest(tenant_id=tenant, idempotency_key="provision")
+            async with asyncio.timeout(PATIENCE_SECONDS + 2):
+                provisioned = await subscriptions_pb2_grpc.SubscriptionsServiceStub(channel).ProvisionTenant(
+                    request
+                )
+
+    assert provisioned.created
+    [task] = room.rows("SELECT * FROM billing_reconciliation_queue WHERE tenant_id = %s", tenant)
+    assert (task["attempts"], task["completed_at"]) == (1, None)
+    room.change("UPDATE billing_reconciliation_queue SET completed_at = now() WHERE id = %s", task["id"])
 
 
 async def test_after_ten_attempts_a_person_is_told_and_may_try_again(
