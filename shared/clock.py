@@ -7,7 +7,7 @@ from pathlib import Path
 
 Clock = Callable[[], datetime]
 
-_cached: tuple[str, int, timedelta] | None = None
+_cached: tuple[tuple[str, int, int], timedelta] | None = None
 
 
 def now() -> datetime:
@@ -22,14 +22,16 @@ def offset() -> timedelta:
     if not path:
         return timedelta()
     try:
-        changed_at = os.stat(path).st_mtime_ns
-        if _cached is None or _cached[:2] != (path, changed_at):
-            _cached = (path, changed_at, timedelta(seconds=float(Path(path).read_text() or 0)))
+        status = os.stat(path)
+        # The inode as well: two moves within one tick of the file system's clock have the same time.
+        version = (path, status.st_ino, status.st_mtime_ns)
+        if _cached is None or _cached[0] != version:
+            _cached = (version, timedelta(seconds=float(Path(path).read_text() or 0)))
     except (OSError, ValueError) as error:
         raise RuntimeError(
             f"BILLING_TEST_CLOCK: {path} must be a file that holds a number of seconds"
         ) from error
-    return _cached[2]
+    return _cached[1]
 
 
 def move_to(path: Path, ahead: timedelta) -> None:
