@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
@@ -16,6 +17,7 @@ from billing.subscriptions.v1 import catalog_pb2, subscriptions_pb2_grpc
 from billing.subscriptions.v1 import subscriptions_pb2 as pb
 from pydantic import SecretStr
 
+from services.subscriptions.actions.catalog import apply_catalog
 from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.rules.signatures import order_signature, subscription_signature
 from shared.database import transaction
@@ -24,6 +26,7 @@ from shared.rpc.client import open_channel
 from tests.conftest import Database
 from tests.ledger.conftest import SECRETS
 from tests.sandbox.running import KEY_ID, KEY_SECRET, free_port
+from tests.subscriptions.builders import CATALOG
 from tests.subscriptions.conftest import Room
 from tests.subscriptions.test_process import ROOT, environment
 
@@ -57,6 +60,27 @@ async def test_a_refused_or_failing_provider_can_be_asked_again(room: Room, tena
     await room.checkout(tenant)
 
     assert len(at_provider(room, tenant)) == 1
+
+
+async def test_a_resumed_checkout_keeps_its_price(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    dearer = replace(CATALOG.plans["pro"], price_monthly_paise=249_900)
+    room.change("DELETE FROM provider_plans WHERE plan_id = 'pro'")
+    room.sandbox.set("faults", kind="status", status=502, path="/v1/plans", times=1)
+    with pytest.raises(Unavailable):
+        await room.checkout(tenant)
+
+    await apply_catalog(
+        room.engine, replace(CATALOG, plans={**CATALOG.plans, "pro": dearer}), actor="tests", dry_run=False
+    )
+    try:
+        begun = await room.checkout(tenant)
+    finally:
+        await apply_catalog(room.engine, CATALOG, actor="tests", dry_run=False)
+
+    [made] = at_provider(room, tenant)
+    plan = room.sandbox.sdk.plan.fetch(made["plan_id"])
+    assert (begun.checkout.total_paise, plan["item"]["amount"]) == (235_882, 235_882)
 
 
 async def test_a_lost_order_is_found_by_its_receipt(room: Room, tenant: str) -> None:

@@ -151,8 +151,9 @@ async def _at_provider(
         )
         if found is not None:
             return found
+    # The price is the one that the customer was told, whatever the catalogue says by now.
     provider_plan_id = intent.provider_plan_id or await ensure_provider_plan(
-        engine, razorpay, plan, intent.billing_cycle
+        engine, razorpay, plan, intent.billing_cycle, total_paise=intent.total_paise
     )
     async with transaction(engine) as db:
         renewed = await purchases.mark_intent_attempted(

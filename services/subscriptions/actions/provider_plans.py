@@ -14,13 +14,18 @@ from shared.database import transaction
 
 
 async def ensure_provider_plan(
-    engine: AsyncEngine, razorpay: Razorpay, plan: Plan, cycle: Cycle, *, look: bool = False
+    engine: AsyncEngine,
+    razorpay: Razorpay,
+    plan: Plan,
+    cycle: Cycle,
+    *,
+    total_paise: int,
+    look: bool = False,
 ) -> str:
-    """The provider's plan for today's price: the one we remember, one that carries our notes, or a new one.
+    """The provider's plan for this price: the one we remember, one that carries our notes, or a new one.
 
     `look` asks whether the remembered one is there: another account, or a new sandbox, does not have it.
     """
-    total_paise = plan.total_paise(cycle)
     async with transaction(engine) as db:
         remembered = await store.find_provider_plan(
             db, plan_id=plan.code, cycle=cycle, amount_paise=total_paise
@@ -52,7 +57,9 @@ async def ensure_provider_plan(
 async def ensure_all(engine: AsyncEngine, razorpay: Razorpay, catalog: Catalog) -> list[str]:
     """Provider plans for every price on sale, in the catalogue's order."""
     return [
-        await ensure_provider_plan(engine, razorpay, plan, cycle, look=True)
+        await ensure_provider_plan(
+            engine, razorpay, plan, cycle, total_paise=plan.total_paise(cycle), look=True
+        )
         for plan in catalog.plans.values()
         if plan.is_paid
         for cycle in CYCLES
