@@ -25,6 +25,7 @@ time.tzset()
 
 import fcntl
 import json
+import logging
 import secrets as random
 import shutil
 import tempfile
@@ -35,15 +36,33 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+import structlog
+from xdist.scheduler import LoadScopeScheduling
 
 from suite.binaries import NoPostgres
 from suite.migrate import LOGINS, migrate
 from suite.postgres import EmbeddedPostgres, PostgresError
 from tests.suite.running import RunningSuite
 
+# Under a failure stands what was logged before it: warnings, and tracebacks without every variable's value.
+structlog.configure(
+    wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ],
+)
+
 CLUSTER = "TEST_CLUSTER"
 CLUSTER_PREFIX = "billing-test-"
 TEMPLATE = "template_billing"
+
+# Files that belong to one worker: the running suite is one and the same, and operators' tests share rooms.
+TOGETHER = {
+    "tests/journeys/": "the running suite",
+    "tests/suite/test_launcher.py": "the running suite",
+    "tests/operators/": "operators",
+}
 
 
 class Cluster:
@@ -81,6 +100,22 @@ def pytest_configure(config: pytest.Config) -> None:
         _cluster.start()
     except (NoPostgres, PostgresError) as error:
         pytest.exit(f"the tests need a PostgreSQL: {error}", returncode=2)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> "ByFile":
+    """Whole files go to a worker: what they share is started once."""
+    return ByFile(config, log)
+
+
+class ByFile(LoadScopeScheduling):
+    """One worker for each file, and one for all files that need the same costly thing.
+
+    The marks of `--dist loadgroup` do nothing under pytest 9.2 (pytest-xdist #1386).
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return next((group for path, group in TOGETHER.items() if file.startswith(path)), file)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -176,7 +211,7 @@ def secrets() -> Secrets:
 
 @pytest.fixture(scope="session")
 def running_suite() -> Iterator[RunningSuite]:
-    """The real launcher with all its processes, on free ports. Mark such tests xdist_group("suite")."""
+    """The real launcher with all its processes, on free ports. Files that ask for it stand in TOGETHER."""
     folder = Path(tempfile.mkdtemp(prefix="billing-suite-"))
     folder.chmod(0o711)
     suite = RunningSuite(folder)

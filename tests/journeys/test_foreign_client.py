@@ -7,8 +7,6 @@ import pytest
 from tests.journeys import foreign
 from tests.suite.running import RunningSuite
 
-pytestmark = pytest.mark.xdist_group("suite")
-
 DEBIT = "billing.ledger.v1.LedgerService/Debit"
 GRANT = "billing.ledger.v1.LedgerFundingService/GrantCredits"
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import psycopg
-import pytest
 from billing.ledger.v1 import ledger_funding_pb2 as funding_pb
 from billing.ledger.v1 import ledger_funding_pb2_grpc, ledger_pb2_grpc
 from billing.ledger.v1 import ledger_pb2 as pb
@@ -23,8 +22,6 @@ from pydantic import SecretStr
 from shared.errors import BillingError, FailedPrecondition
 from shared.rpc.client import open_channel
 from tests.suite.running import RunningSuite
-
-pytestmark = pytest.mark.xdist_group("suite")
 
 WRITERS = 8
 DEBITS_EACH = 60

@@ -10,11 +10,11 @@ import pytest
 
 from tests.suite.running import HOUSE, RunningSuite
 
-pytestmark = pytest.mark.xdist_group("suite")
 
-
-def test_the_demo_tells_the_main_job_to_its_end(running_suite: RunningSuite) -> None:
-    told = subprocess.run(
+@pytest.fixture(scope="module")
+def told(running_suite: RunningSuite) -> subprocess.CompletedProcess[str]:
+    """What the demo printed."""
+    return subprocess.run(
         [sys.executable, "-m", "suite", "demo"],
         cwd=HOUSE,
         env=running_suite.environment,
@@ -24,10 +24,13 @@ def test_the_demo_tells_the_main_job_to_its_end(running_suite: RunningSuite) -> 
         check=False,
     )
 
+
+def test_the_demo_tells_the_main_job_to_its_end(told: subprocess.CompletedProcess[str]) -> None:
     assert told.returncode == 0, told.stdout + told.stderr
     assert "Every step was what it should be." in told.stdout
 
 
+@pytest.mark.usefixtures("told")
 def test_one_request_id_follows_a_delivery_from_the_ingress_to_the_ledger(
     running_suite: RunningSuite,
 ) -> None:

@@ -22,7 +22,6 @@ from tests.operators import staging
 from tests.operators.conftest import Operator
 from tests.subscriptions.conftest import Room
 
-pytestmark = pytest.mark.xdist_group("operators")
 WriteAs = Callable[..., None]
 MISMATCH = {"balance": 12, "expected_balance": 5}
 

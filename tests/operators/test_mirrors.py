@@ -18,7 +18,6 @@ from tests.ledger.builders import a_debit, a_grant
 from tests.ledger.conftest import RunningLedger
 from tests.operators.conftest import Operator
 
-pytestmark = pytest.mark.xdist_group("operators")
 Travel = Callable[[timedelta], None]
 _number = count(1)
 

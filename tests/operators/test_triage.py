@@ -29,7 +29,6 @@ from tests.operators.conftest import Operator
 from tests.subscriptions.conftest import Room
 from tests.webhooks.harness import Running, Subscriptions, room_settings, sample, serving
 
-pytestmark = pytest.mark.xdist_group("operators")
 WriteAs = Callable[..., None]
 BODY = b'{"event":"subscription.charged"}'
 

@@ -20,8 +20,6 @@ from shared.rpc.health import is_serving
 from suite import processes
 from tests.suite.running import HOUSE, RunningSuite
 
-pytestmark = pytest.mark.xdist_group("suite")
-
 PROCESSES = {"postgres", "sandbox", "ledger", "subscriptions", "webhooks", "scheduler"}
 
 
@@ -90,15 +88,18 @@ def test_every_role_of_the_note_connects_as_itself(running_suite: RunningSuite) 
 def test_no_room_knows_another_rooms_database_or_the_administrators(running_suite: RunningSuite) -> None:
     rooms = PROCESSES - {"postgres", "sandbox"}
     for room in rooms:
-        pid = running_suite.runtime["processes"][room]["pid"]
-        environment = Path(f"/proc/{pid}/environ").read_text()
+        environment = environment_of(running_suite, room)
 
         assert f"{room.upper()}_DATABASE_URL=" in environment
         assert "\0DATABASE_URL=" not in environment
         for other in rooms - {room}:
             assert f"{other.upper()}_DATABASE_URL=" not in environment
-    scheduler = running_suite.runtime["processes"]["scheduler"]["pid"]
-    assert "RAZORPAY_KEY_SECRET" not in Path(f"/proc/{scheduler}/environ").read_text()
+    assert "RAZORPAY_KEY_SECRET" not in environment_of(running_suite, "scheduler")
+
+
+def environment_of(suite: RunningSuite, room: str) -> str:
+    """What its process was started with."""
+    return Path(f"/proc/{suite.pid(room)}/environ").read_text()
 
 
 def test_a_second_run_says_which_one_is_running(running_suite: RunningSuite) -> None:
