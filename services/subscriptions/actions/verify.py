@@ -39,6 +39,9 @@ class Claim:
     purchase_id: str
     payment_id: str
     signature: str
+    # Who says it, for the record of a forgery; empty when the product does not know.
+    remote_ip: str = ""
+    user_agent: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,8 @@ async def _assert_signed(
             room="subscriptions",
             endpoint="/payment/verify",
             tenant_id=claim.tenant_id,
-            remote_ip=None,
-            user_agent=None,
+            remote_ip=claim.remote_ip or None,
+            user_agent=claim.user_agent or None,
             payload_id=claim.payment_id,
         )
     raise SignatureMismatch("the checkout signature does not belong to this payment")

@@ -111,6 +111,8 @@ class SubscriptionsService(pb_grpc.SubscriptionsServiceServicer):
                 purchase_id=request.purchase_id,
                 payment_id=request.payment_id,
                 signature=request.signature,
+                remote_ip=request.remote_ip,
+                user_agent=request.user_agent,
             ),
             idempotency_key=request.idempotency_key,
             mode=self._mode,

@@ -34,7 +34,7 @@ class ReconcileRequest(_message.Message):
     dry_run: _builtins.bool
     """True: say what would be done and do nothing."""
     max_tasks: _builtins.int
-    """At most so many tasks; 0 counts as 200."""
+    """At most so many tasks; 0 counts as 2,000."""
     def __init__(
         self,
         *,

@@ -1035,6 +1035,8 @@ class VerifyPaymentRequest(_message.Message):
     PURCHASE_ID_FIELD_NUMBER: _builtins.int
     PAYMENT_ID_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    REMOTE_IP_FIELD_NUMBER: _builtins.int
+    USER_AGENT_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Whose. Letters, digits and `_ . : -`."""
     idempotency_key: _builtins.str
@@ -1049,6 +1051,10 @@ class VerifyPaymentRequest(_message.Message):
     """`pay_…`, as the browser received it."""
     signature: _builtins.str
     """The checkout signature, as the browser received it."""
+    remote_ip: _builtins.str
+    """The customer's address, IPv4 or IPv6, as the product's edge saw it: kept when the signature is forged. Empty: not known."""
+    user_agent: _builtins.str
+    """What the customer's browser calls itself: kept when the signature is forged. Empty: not known."""
     def __init__(
         self,
         *,
@@ -1058,10 +1064,12 @@ class VerifyPaymentRequest(_message.Message):
         purchase_id: _builtins.str = ...,
         payment_id: _builtins.str = ...,
         signature: _builtins.str = ...,
+        remote_ip: _builtins.str = ...,
+        user_agent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["intent_id", b"intent_id", "purchase", b"purchase", "purchase_id", b"purchase_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "intent_id", b"intent_id", "payment_id", b"payment_id", "purchase", b"purchase", "purchase_id", b"purchase_id", "signature", b"signature", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "intent_id", b"intent_id", "payment_id", b"payment_id", "purchase", b"purchase", "purchase_id", b"purchase_id", "remote_ip", b"remote_ip", "signature", b"signature", "tenant_id", b"tenant_id", "user_agent", b"user_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_purchase: _TypeAlias = _typing.Literal["intent_id", "purchase_id"]  # noqa: Y015
     _WhichOneofArgType_purchase: _TypeAlias = _typing.Literal["purchase", b"purchase"]  # noqa: Y015
