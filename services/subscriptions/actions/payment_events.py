@@ -108,12 +108,30 @@ async def apply_event(
 async def _subject(db: AsyncConnection, event: PaymentEvent) -> _Subject:
     if event.subscription is not None:
         return await _subject_of_subscription(db, event)
-    if event.payment is None:
-        return _Subject()
     purchase = await _purchase(db, event)
     if purchase is not None:
         return _Subject(purchase.tenant_id, purchase=purchase)
-    return _Subject(await store.find_payment_tenant(db, event.payment.id))
+    return _Subject(await _owner(db, event))
+
+
+async def _owner(db: AsyncConnection, event: PaymentEvent) -> str | None:
+    """Whose money an event is about, by what we hold ourselves: notes of payments may be the customer's."""
+    if event.invoice is not None and event.invoice.subscription_id:
+        known = await subscription_store.find_known(db, event.invoice.subscription_id)
+        if known is not None:
+            return known.tenant_id
+    told = (
+        event.payment.id if event.payment else "",
+        event.invoice.payment_id if event.invoice else "",
+        event.refund.payment_id if event.refund else "",
+        event.dispute.payment_id if event.dispute else "",
+    )
+    for payment_id in filter(None, told):
+        tenant_id = await store.find_payment_tenant(db, payment_id)
+        if tenant_id is not None:
+            return tenant_id
+    purchase = await purchases.find_purchase_by_order(db, event.order.id) if event.order else None
+    return purchase.tenant_id if purchase else None
 
 
 async def _subject_of_subscription(db: AsyncConnection, event: PaymentEvent) -> _Subject:

@@ -38,6 +38,7 @@ class Grant:
     expires_at: datetime | None
     payment_id: str | None
     description: str
+    razorpay_subscription_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ def _trial_grant(known: KnownSubscription, plan: Plan | None, received_at: datet
         expires_at=ends_at,
         payment_id=None,
         description=f"{plan.name}, trial",
+        razorpay_subscription_id=known.id,
     )
 
 
@@ -205,6 +207,7 @@ def _fund_cycle(
         expires_at=period.credits_expire_at,
         payment_id=payment.id,
         description=f"{plan.name}, {known.billing_cycle}, paid {format_inr(payment.amount_paise)}",
+        razorpay_subscription_id=known.id,
     )
     late = Finding(
         "late_charge",

@@ -51,6 +51,7 @@ class Task:
 
 def grant_credits(grant: Grant) -> NewTask:
     """Owes the ledger a grant."""
+    about = {"razorpaySubscriptionId": grant.razorpay_subscription_id}
     return NewTask(
         grant.tenant_id,
         "grant_credits",
@@ -64,7 +65,8 @@ def grant_credits(grant: Grant) -> NewTask:
             "reason": grant.kind,
             "description": grant.description,
             "paymentId": grant.payment_id,
-        },
+        }
+        | (about if grant.razorpay_subscription_id else {}),
     )
 
 
