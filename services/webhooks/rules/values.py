@@ -10,7 +10,8 @@ from services.webhooks.errors import Poison
 INT64_MAX = 2**63 - 1
 LONGEST_ID = 255
 LONGEST_NOTE = 2048
-_LAST_MOMENT = 253_402_300_799  # 9999-12-31T23:59:59Z
+# Beyond any mandate; sums with it stay within the calendar.
+_LAST_MOMENT = 7_258_118_399  # 2199-12-31T23:59:59Z
 _UNPRINTABLE = re.compile("[\x00-\x20\x7f\ud800-\udfff]")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
