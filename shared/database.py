@@ -4,6 +4,7 @@ import contextvars
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import psycopg
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -78,6 +79,10 @@ def as_billing_error(error: DBAPIError) -> errors.BillingError:
     sqlstate = getattr(error.orig, "sqlstate", None) or ""
     if sqlstate in {"40001", "40P01", "55P03"}:
         return errors.Aborted("another change was in the way; try again")
+    if isinstance(error.orig, psycopg.DataError):
+        return errors.Internal(
+            "internal error"
+        )  # the driver itself refused a value: no SQLSTATE, and never will do
     if error.connection_invalidated or sqlstate[:2] in {"", "08", "53", "57", "58"}:
         return errors.Unavailable("the database did not answer; ask again with the same key")
     return errors.Internal("internal error")

@@ -2,10 +2,13 @@
 
 import base64
 import binascii
+import re
 
 from shared.errors import InvalidArgument
 
 DEFAULT_PAGE = 50
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 def size(asked: int) -> int:
@@ -23,11 +26,28 @@ def position(page_token: str) -> str | None:
     if not page_token:
         return None
     try:
-        return base64.b64decode(
+        last = base64.b64decode(
             page_token + "=" * (-len(page_token) % 4), altchars=b"-_", validate=True
         ).decode()
     except (binascii.Error, ValueError) as error:
-        raise InvalidArgument(
-            "page_token is not one of ours",
-            violations=[("page_token", "pass the next_page_token of the page before, or nothing")],
-        ) from error
+        raise _not_ours() from error
+    if "\0" in last:  # no position of ours holds it, and no query could
+        raise _not_ours()
+    return last
+
+
+def number(page_token: str) -> int | None:
+    """The same where pages follow a bigint."""
+    last = position(page_token)
+    if last is None:
+        return None
+    if not _NUMBER.fullmatch(last):
+        raise _not_ours()
+    return int(last)
+
+
+def _not_ours() -> InvalidArgument:
+    return InvalidArgument(
+        "page_token is not one of ours",
+        violations=[("page_token", "pass the next_page_token of the page before, or nothing")],
+    )

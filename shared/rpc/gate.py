@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 import psycopg
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2
 from grpc_status import rpc_status
 from sqlalchemy.exc import DBAPIError
@@ -27,6 +27,7 @@ Behaviour: TypeAlias = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Await
 _OPEN = "grpc.health.v1.Health"
 _REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_MILLISECONDS = re.compile(r"[0-9]{1,15}")
 # Python's gRPC reports "no deadline" as some 292 years.
 _NO_DEADLINE_SECONDS = 3600 * 24 * 365
 # Below this a call could not finish: refuse it before it does anything.
@@ -47,7 +48,7 @@ class Gate(grpc.aio.ServerInterceptor):
         self._keyring = keyring
         self._audiences = audiences
         self._shed_after_seconds = shed_after_seconds
-        self._wrapped: dict[str, Handler | None] = {}
+        self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
         self,
@@ -63,9 +64,13 @@ class Gate(grpc.aio.ServerInterceptor):
         except errors.BillingError as refusal:
             _log.warning("rpc", method=method, code=refusal.code, reason=refusal.reason)
             return self._refuse(refusal)
-        if method not in self._wrapped:
-            self._wrapped[method] = self._wrap(method, await continuation(handler_call_details))
-        return self._wrapped[method]
+        if (wrapped := self._wrapped.get(method)) is not None:
+            return wrapped
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None  # gRPC then answers UNIMPLEMENTED; callers make such names up, so none is kept
+        wrapped = self._wrapped[method] = self._wrap(method, handler)
+        return wrapped
 
     def _admit(self, service: str, headers: "_Headers") -> Caller:
         caller = self._keyring.caller(headers.get(context.KEY_HEADER))
@@ -74,21 +79,19 @@ class Gate(grpc.aio.ServerInterceptor):
         return caller
 
     def _refuse(self, refusal: errors.BillingError) -> Handler:
-        """A handler that answers the refusal without reading the request."""
+        """A handler that answers the refusal at once: a stranger's request is never waited for nor read."""
 
-        async def answer(_request: Any, call: grpc.aio.ServicerContext[Any, Any]) -> None:
+        async def answer(_requests: Any, call: grpc.aio.ServicerContext[Any, Any]) -> None:
             await self._abort(call, refusal, logs.new_request_id())
 
-        return grpc.unary_unary_rpc_method_handler(answer)
+        # A unary handler reads the request first; on the wire a unary call is a stream of one.
+        return grpc.stream_stream_rpc_method_handler(answer)
 
-    def _wrap(self, method: str, handler: Handler | None) -> Handler | None:
-        if handler is None:
-            return None  # gRPC then answers UNIMPLEMENTED
+    def _wrap(self, method: str, handler: Handler) -> Handler:
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
-                self._unary(method, handler.unary_unary),
-                handler.request_deserializer,
-                handler.response_serializer,
+                self._unary(method, handler.unary_unary, handler.request_deserializer),
+                response_serializer=handler.response_serializer,
             )
         if handler.stream_stream:
             return grpc.stream_stream_rpc_method_handler(
@@ -98,8 +101,8 @@ class Gate(grpc.aio.ServerInterceptor):
             )
         raise NotImplementedError(f"{method}: only unary and bidirectional calls are served")
 
-    def _unary(self, method: str, behaviour: Any) -> Behaviour:
-        async def serve(request: Message, call: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    def _unary(self, method: str, behaviour: Any, parse: Any) -> Behaviour:
+        async def serve(raw: bytes, call: grpc.aio.ServicerContext[Any, Any]) -> Any:
             headers = _Headers(call.invocation_metadata())
             request_id = _begin(headers)
             started_at = time.monotonic()
@@ -107,9 +110,16 @@ class Gate(grpc.aio.ServerInterceptor):
                 self._shed_if_old(headers)
                 remaining = _remaining_seconds(call)
                 context.deadline.set(started_at + remaining)
+                # Parsed here, since gRPC would answer UNKNOWN, "ask again", to bytes that will never be a request.
+                request = _parsed(raw, parse)
                 validation.check(request)
                 async with asyncio.timeout(remaining):
                     answer = await behaviour(request, call)
+            except asyncio.CancelledError:
+                _access(
+                    method, "CANCELLED", started_at
+                )  # the caller left, or its deadline passed there first
+                raise
             except Exception as error:
                 refusal = _as_billing_error(error, method)
                 _access(method, refusal.code, started_at, reason=refusal.reason)
@@ -138,7 +148,7 @@ class Gate(grpc.aio.ServerInterceptor):
 
     def _shed_if_old(self, headers: "_Headers") -> None:
         sent = headers.get(context.SENT_HEADER)
-        if not isinstance(sent, str) or not sent.isdigit():
+        if not isinstance(sent, str) or not _MILLISECONDS.fullmatch(sent):
             return
         age_seconds = time.time() - int(sent) / 1000
         if self._shed_after_seconds < age_seconds < _SKEW_SECONDS:
@@ -172,6 +182,13 @@ def _begin(headers: _Headers) -> str:
     return request_id
 
 
+def _parsed(raw: bytes, parse: Any) -> Any:
+    try:
+        return parse(raw)
+    except DecodeError as error:
+        raise errors.InvalidArgument("the bytes are not a message of this method's request") from error
+
+
 def _remaining_seconds(call: grpc.aio.ServicerContext[Any, Any]) -> float:
     remaining: float | None = call.time_remaining()
     if remaining is None or remaining > _NO_DEADLINE_SECONDS:
@@ -202,7 +219,7 @@ def _as_billing_error(error: Exception, method: str) -> errors.BillingError:
 
 def _access(method: str, code: str, started_at: float, **fields: str) -> None:
     milliseconds = round((time.monotonic() - started_at) * 1000, 1)
-    write = _log.info if code in {"OK"} or code_pb2.Code.Value(code) in _CALLERS_FAULT else _log.warning
+    write = _log.info if code == "OK" or code_pb2.Code.Value(code) in _CALLERS_FAULT else _log.warning
     write("rpc", method=method, code=code, ms=milliseconds, **fields)
 
 

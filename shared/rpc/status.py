@@ -8,6 +8,7 @@ from grpc_status import rpc_status
 from shared import errors
 
 # Rich status travels in a trailer of at most 8 KB; beyond it clients see RESOURCE_EXHAUSTED instead of the error.
+_MESSAGE_CHARACTERS_MAX = 600
 _VALUE_CHARACTERS_MAX = 200
 _VIOLATIONS_MAX = 20
 
@@ -18,7 +19,9 @@ def to_status(error: errors.BillingError, *, domain: str, request_id: str) -> st
     details = [error_details_pb2.ErrorInfo(reason=error.reason, domain=domain, metadata=metadata)]
     if isinstance(error, errors.InvalidArgument) and error.violations:
         violations = [
-            error_details_pb2.BadRequest.FieldViolation(field=field, description=what[:_VALUE_CHARACTERS_MAX])
+            error_details_pb2.BadRequest.FieldViolation(
+                field=field[:_VALUE_CHARACTERS_MAX], description=what[:_VALUE_CHARACTERS_MAX]
+            )
             for field, what in error.violations[:_VIOLATIONS_MAX]
         ]
         details.append(error_details_pb2.BadRequest(field_violations=violations))
@@ -29,7 +32,7 @@ def to_status(error: errors.BillingError, *, domain: str, request_id: str) -> st
     details.append(error_details_pb2.RequestInfo(request_id=request_id))
     return status_pb2.Status(
         code=code_pb2.Code.Value(error.code),
-        message=error.message,
+        message=error.message[:_MESSAGE_CHARACTERS_MAX],
         details=[_pack(detail) for detail in details],
     )
 

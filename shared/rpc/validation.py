@@ -1,24 +1,77 @@
 """Requests are checked against the constraints written in the contract, all fields at once."""
 
+from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any
 
 import protovalidate
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from shared import errors
 
 _validator = protovalidate.Validator()
 
+_SUBSCRIPT_CHARACTERS_MAX = 40
+
 
 def check(request: Message) -> None:
-    """Raises InvalidArgument naming every field that breaks its contract."""
+    """Raises InvalidArgument naming every field that breaks its contract, or that nothing could store."""
+    if unstorable := list(_unstorable(request)):
+        raise _refusal(unstorable)
     try:
         _validator.validate(request)
     except protovalidate.ValidationError as error:
-        violations = [_describe(each.proto) for each in error.violations]
-        # The sentence says it all as well: not every client shows the details of a status.
-        sentence = "; ".join(f"{field} {what}" for field, what in violations[:5])
-        raise errors.InvalidArgument(sentence, violations=violations) from None
+        raise _refusal([_describe(each.proto) for each in error.violations]) from None
+
+
+def _refusal(violations: list[tuple[str, str]]) -> errors.InvalidArgument:
+    # The sentence says it all as well: not every client shows the details of a status.
+    sentence = "; ".join(f"{field} {what}" for field, what in violations[:5])
+    return errors.InvalidArgument(sentence, violations=violations)
+
+
+def _unstorable(request: Message) -> Iterator[tuple[str, str]]:
+    """Valid on the wire and beyond every database and calendar: NUL in text, moments outside the years 1 to 9999."""
+    if b"\0" in request.SerializeToString() or _has_moments(request.DESCRIPTOR):
+        yield from _unstorable_in(request, "")
+
+
+def _unstorable_in(message: Message, path: str) -> Iterator[tuple[str, str]]:
+    for field, value in message.ListFields():
+        for name, each in _each(field, value, f"{path}{field.name}"):
+            if isinstance(each, str):
+                if "\0" in each:
+                    yield name, "must not contain the character NUL"
+            elif isinstance(each, Timestamp):
+                try:
+                    each.ToDatetime()
+                except (ValueError, OverflowError):
+                    yield name, "must be a moment of the years 1 to 9999"
+            elif isinstance(each, Message):
+                yield from _unstorable_in(each, f"{name}.")
+
+
+def _each(field: FieldDescriptor, value: Any, name: str) -> Iterable[tuple[str, Any]]:
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        for key in value:
+            subscript = f"{name}[{_short(str(key))}]"
+            yield subscript, key
+            yield subscript, value[key]
+    elif field.is_repeated:
+        yield from ((f"{name}[{position}]", each) for position, each in enumerate(value))
+    else:
+        yield name, value
+
+
+@cache
+def _has_moments(message: Descriptor, within: frozenset[Descriptor] = frozenset()) -> bool:
+    """Whether a timestamp can be in it, at any depth."""
+    if message.full_name == Timestamp.DESCRIPTOR.full_name:
+        return True
+    parts = [field.message_type for field in message.fields if field.message_type is not None]
+    return any(_has_moments(part, within | {message}) for part in parts if part not in within | {message})
 
 
 def _describe(violation: Any) -> tuple[str, str]:
@@ -38,6 +91,12 @@ def _path(violation: Any) -> str:
         name = element.field_name
         subscript = getattr(element, "subscript", None)
         if subscript is not None:
-            name = f"{name}[{getattr(subscript, 'value', subscript)}]"
+            name = f"{name}[{_short(str(getattr(subscript, 'value', subscript)))}]"
         parts.append(name)
     return ".".join(parts)
+
+
+def _short(subscript: str) -> str:
+    if len(subscript) <= _SUBSCRIPT_CHARACTERS_MAX:
+        return subscript
+    return subscript[: _SUBSCRIPT_CHARACTERS_MAX - 1] + "…"

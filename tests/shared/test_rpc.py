@@ -13,6 +13,8 @@ import grpc
 import pytest
 from billing.ledger.v1 import ledger_pb2 as pb
 from billing.ledger.v1 import ledger_pb2_grpc
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -23,7 +25,10 @@ from shared import database as shared_database
 from shared import errors, logs
 from shared.config import RoomSettings
 from shared.rpc import context as rpc_context
+from shared.rpc import validation
+from shared.rpc.auth import Keyring
 from shared.rpc.client import open_channel
+from shared.rpc.gate import Gate
 from shared.rpc.server import Audience, Door, running_server
 from tests.conftest import Database, Secrets
 
@@ -258,3 +263,87 @@ async def test_strangers_learn_nothing_about_what_exists(pair: Pair) -> None:
             await unknown(b"", timeout=5)
 
     assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def raw_call(
+    address: str, method: str, body: bytes, metadata: tuple[tuple[str, str], ...]
+) -> grpc.aio.AioRpcError:
+    async with grpc.aio.insecure_channel(address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as answer:
+            await channel.unary_unary(f"/{SERVICE}/{method}")(body, metadata=metadata, timeout=5)
+    return answer.value
+
+
+@pytest.mark.parametrize("body", [b"\xff\xff\xff", b"\x0a\x01\xff", b"\x0a\x03\xed\xa0\x80"])
+async def test_bytes_that_are_no_request_are_refused_for_good(
+    pair: Pair, secrets: Secrets, body: bytes
+) -> None:
+    refusal = await raw_call(pair.address, "GetBalance", body, (("x-gateway-key", secrets.gateway),))
+
+    assert refusal.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert pair.peer.request_ids == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (pb.GetTransactionRequest(tenant_id="t", transaction_id="a\0b"), "transaction_id"),
+        (pb.DebitRequest(tenant_id="t", metadata={"note": "\0"}), "metadata[note]"),
+        (pb.GetBalanceRequest(tenant_id="t", as_of=Timestamp(seconds=253402300800)), "as_of"),
+        (pb.GetBalanceRequest(tenant_id="t", as_of=Timestamp(nanos=-1, seconds=-(2**62))), "as_of"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_nothing_could_store_is_refused_naming_the_field(request_: Message, field: str) -> None:
+    with pytest.raises(errors.InvalidArgument) as refusal:
+        validation.check(request_)
+
+    assert [name for name, _ in refusal.value.violations] == [field]
+
+
+async def test_a_refusal_fits_its_trailer_however_much_was_wrong(pair: Pair, secrets: Secrets) -> None:
+    request = pb.DebitRequest(metadata={"é" * 3000 + str(number): "v" * 300 for number in range(16)})
+
+    refusal = await raw_call(
+        pair.address, "Debit", request.SerializeToString(), (("x-gateway-key", secrets.gateway),)
+    )
+
+    assert refusal.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_stranger_is_refused_before_sending_anything(pair: Pair) -> None:
+    async with grpc.aio.insecure_channel(pair.address) as channel:
+        call = channel.stream_stream(f"/{SERVICE}/StreamDebits")(timeout=5)
+
+        assert await call.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("sent", ["9" * 5000, "9" * 400, "-1", "soon"])
+async def test_an_age_that_is_none_is_ignored(pair: Pair, secrets: Secrets, sent: str) -> None:
+    metadata = (("x-gateway-key", secrets.gateway), ("x-sent-ms", sent))
+
+    async with grpc.aio.insecure_channel(pair.address) as channel:
+        answer = await ledger_pb2_grpc.LedgerServiceStub(channel).GetBalance(
+            pair.request, metadata=metadata, timeout=5
+        )
+
+    assert answer == pb.GetBalanceResponse()
+
+
+async def test_method_names_that_callers_make_up_are_not_kept(secrets: Secrets) -> None:
+    gate = Gate(
+        room="ledger",
+        keyring=Keyring(SecretStr(secrets.gateway), SecretStr(secrets.operator), SecretStr(secrets.room)),
+        audiences={SERVICE: Audience.PRODUCT},
+        shed_after_seconds=1,
+    )
+
+    class Details:
+        method = f"/{SERVICE}/MadeUp"
+        invocation_metadata = (("x-gateway-key", secrets.gateway),)
+
+    async def unknown(_details: object) -> None:
+        return None
+
+    assert await gate.intercept_service(unknown, Details()) is None  # type: ignore[arg-type]
+    assert gate._wrapped == {}

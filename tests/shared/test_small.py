@@ -41,7 +41,7 @@ def test_ids_are_never_made_twice() -> None:
     assert len({ids.new_id("x") for _ in range(10_000)}) == 10_000
 
 
-@given(st.text(min_size=1))
+@given(st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1))
 def test_a_page_token_brings_back_its_position(last: str) -> None:
     assert paging.position(paging.token(last)) == last
 
@@ -50,6 +50,15 @@ def test_a_page_token_brings_back_its_position(last: str) -> None:
 def test_any_other_token_is_refused_or_read_but_never_crashes(token: str) -> None:
     with contextlib.suppress(errors.InvalidArgument):
         assert isinstance(paging.position(token), str)
+
+
+@pytest.mark.parametrize("last", ["txn_1", "-1", "", "9" * 30, "1\0", "٣"])
+def test_a_token_of_another_list_is_refused_where_numbers_are_expected(last: str) -> None:
+    token = paging.token(last) or "AA"
+
+    with pytest.raises(errors.InvalidArgument):
+        paging.number(token)
+    assert paging.number(paging.token("12")) == 12
 
 
 @given(st.integers(1, 500))
