@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.ledger import errors
 from services.ledger.lanes import Lanes
-from services.ledger.rules import lots
+from services.ledger.rules import limits, lots
 from services.ledger.rules.batch import Settled
 from services.ledger.rules.limits import LimitDecision, LimitState, ServiceEntitlement, decide
 from services.ledger.rules.model import (
@@ -73,11 +73,16 @@ async def get_balance(
         if found is None:
             raise _unknown_tenant(tenant_id)
         account, now = found
+        now = max(now, account.last_at)  # a tenant's time never goes back, whatever the clock does
         if as_of_seq is None and as_of is None:
             return _view(account, now)
         line = await reads.find_line(db, tenant_id, seq=as_of_seq, at=as_of)
-        if line is None and as_of_seq is not None:
-            raise errors.UnknownTransaction(f"there is no line {as_of_seq}", as_of_seq=as_of_seq)
+        if line is None and as_of_seq:
+            raise errors.UnknownLine(
+                f"there is no line {as_of_seq}; the last one is {account.seq}",
+                as_of_seq=as_of_seq,
+                last_seq=account.seq,
+            )
         seq, at = line or (0, as_of or now)
         then = await reads.list_lots_at(db, tenant_id, seq)
         return _view(replace(account, seq=seq, lots=then), as_of or at)
@@ -85,14 +90,14 @@ async def get_balance(
 
 async def list_transactions(
     ledger: Ledger, tenant_id: str, *, before: str | None, reason_prefix: str, rejected: bool, page: int
-) -> list[Booked]:
-    """Transactions, newest first, with their lines; one more than `page` when there are more."""
+) -> tuple[list[Booked], str | None]:
+    """(transactions, newest first, with their lines; where the next page begins, None at the end)."""
     async with ledger.engine.connect() as db:
         await _require_tenant(db, tenant_id)
-        found = await reads.list_transactions(
-            db, tenant_id, before=before, reason=reason_prefix or None, rejected=rejected, page=page + 1
+        found, following = await reads.list_transactions(
+            db, tenant_id, before=before, reason=reason_prefix or None, rejected=rejected, page=page
         )
-    return [Booked(record.transaction, entries) for record, entries in found]
+    return [Booked(record.transaction, entries) for record, entries in found], following
 
 
 async def get_transaction(
@@ -104,10 +109,10 @@ async def get_transaction(
             db, tenant_id, transaction_id=transaction_id, idempotency_key=idempotency_key
         )
     if found is None:
+        asked = {"transaction_id": transaction_id, "idempotency_key": idempotency_key}
         raise errors.UnknownTransaction(
             "there is no such transaction",
-            transaction_id=transaction_id or "",
-            idempotency_key=idempotency_key or "",
+            **{name: value for name, value in asked.items() if value is not None},
         )
     return Booked(found[0].transaction, found[1])
 
@@ -122,13 +127,18 @@ async def list_grants(ledger: Ledger, tenant_id: str, *, before: int | None, pag
 async def set_entitlements(
     ledger: Ledger, tenant_id: str, *, version: int, plan_code: str, services: list[ServiceEntitlement]
 ) -> tuple[bool, int]:
-    """Replace what the tenant may use if `version` is newer: (whether it holds now, the version stored)."""
+    """Replace what the tenant may use if `version` is newer: (whether it holds now, the version stored).
+
+    A version is the key of its content: the same one with anything else is refused.
+    """
     now = clock.now()
     async with transaction(ledger.engine) as db:
         await entitlements.open_account(db, tenant_id, genesis=GENESIS, now=now)
         stored = await entitlements.lock_version(db, tenant_id)
         if version > stored:
             await entitlements.replace(db, tenant_id, services, version=version, plan_code=plan_code, now=now)
+        elif version == stored:
+            await _refuse_other_content(db, tenant_id, version, plan_code, services)
     return version >= stored, max(version, stored)
 
 
@@ -175,13 +185,32 @@ async def settle_expired(ledger: Ledger, *, dry_run: bool, time_left_seconds: fl
         tenants = await _list_due(ledger, offset)
         if not tenants:
             break
+        done_before = settled_lots
         for settled in await asyncio.gather(
             *(ledger.lanes.submit(Settle(tenant_id)) for tenant_id in tenants)
         ):
             if isinstance(settled, Settled):
                 settled_lots += len(settled.expiries)
                 settled_credits -= sum(expiry.transaction.amount for expiry in settled.expiries)
+        if settled_lots == done_before:
+            break  # somebody else was faster, or the test clock went back: asking again would find the same
     return settled_lots, settled_credits
+
+
+async def _refuse_other_content(
+    db: AsyncConnection, tenant_id: str, version: int, plan_code: str, services: list[ServiceEntitlement]
+) -> None:
+    found = await entitlements.find_entitlements(db, tenant_id)
+    if found is None:
+        raise _unknown_tenant(tenant_id)
+    _, known_plan, known = found
+    differs = "plan_code" if plan_code != known_plan else "services"
+    if differs == "plan_code" or limits.meaning(services) != limits.meaning(known):
+        raise errors.IdempotencyKeyReused(
+            f"version {version} was set before with other {differs}; changes need a new version",
+            field=differs,
+            version=version,
+        )
 
 
 async def _list_due(ledger: Ledger, offset: timedelta) -> list[str]:

@@ -9,6 +9,7 @@ FailedPrecondition
 NotFound
 ├── UnknownTenant
 ├── UnknownTransaction
+├── UnknownLine
 └── UnknownLimit
 InvalidArgument ── AlreadyExpired
 ResourceExhausted ── LaneFull
@@ -43,6 +44,10 @@ class UnknownTenant(errors.NotFound):
 
 class UnknownTransaction(errors.NotFound):
     reason = "UNKNOWN_TRANSACTION"
+
+
+class UnknownLine(errors.NotFound):
+    reason = "UNKNOWN_LINE"
 
 
 class UnknownLimit(errors.NotFound):

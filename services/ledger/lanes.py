@@ -42,7 +42,7 @@ class _Waiter:
 
     operation: Operation
     answer: asyncio.Future[Result]
-    # A connection was lost while it was being written: if it is found afterwards, it was this very call's.
+    # It was being written: if its connection is lost and it is found afterwards, it was this very call's.
     in_doubt: bool = False
 
 
@@ -134,19 +134,16 @@ class _Lane:
                 return
             try:
                 results = await self._transact(waiters)
-            except (psycopg.OperationalError, TimeoutError, OSError) as error:
+            except Exception as error:
+                await self._disconnect()
+                if not _passes(error):
+                    await self._isolate(waiters, error)
+                    return
                 # Whether a lost COMMIT arrived is found out by asking again: the keys are looked up under the
                 # lock, which waits for whatever is still in doubt.
                 _log.warning("lane_retry", lane=self.number, attempt=attempt, error_type=type(error).__name__)
-                await self._disconnect()
-                for waiter in waiters:
-                    waiter.in_doubt = True
                 waiters = [waiter for waiter in waiters if not waiter.answer.done()]
                 await asyncio.sleep(backoff.delay(attempt, base_seconds=0.05, max_seconds=2).total_seconds())
-            except Exception as error:
-                await self._disconnect()
-                await self._isolate(waiters, error)
-                return
             else:
                 for waiter, result in zip(waiters, results, strict=True):
                     _settle(waiter, result)
@@ -173,6 +170,8 @@ class _Lane:
             decided = batch.decide(known, operations, _new_id)
             repeats = [answer.record for answer in decided.answers if isinstance(answer, batch.Repeat)]
             lines = await lane_store.entries_of(connection, repeats)
+            for waiter, answer in zip(waiters, decided.answers, strict=True):
+                waiter.in_doubt |= isinstance(answer, Outcome) and not answer.replayed
             await lane_store.write(connection, decided)
         return [_result(answer, lines) for answer in decided.answers]
 
@@ -224,6 +223,14 @@ def _result(answer: batch.Answer, lines: dict[str, tuple[Entry, ...]]) -> Result
     transaction = answer.record.transaction
     totals = answers.totals_of_answer(answer.record.answer, transaction.created_at)
     return Outcome(transaction, lines.get(transaction.id, ()), totals, replayed=True)
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the same batch may well succeed on a new connection: the fault lies with the connection or the server."""
+    if isinstance(error, psycopg.OperationalError | TimeoutError | OSError):
+        return True
+    # 25…: the session idled in the transaction while this process was frozen, or the server became a standby.
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith("25")
 
 
 def _settle(waiter: _Waiter, result: Result | BillingError) -> None:

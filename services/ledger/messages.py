@@ -97,6 +97,21 @@ def lot(value: model.Lot) -> types.Lot:
     )
 
 
+def granted_lot(outcome: model.Outcome, grant: model.Grant) -> types.Lot:
+    """The lot as the grant made it; a repeat is told the same, whatever was spent since."""
+    (line,) = outcome.entries
+    return types.Lot(
+        lot=line.lot,
+        bucket=bucket(line.bucket),
+        granted=line.d_posted,
+        remaining=line.lot_posted_after,
+        held=line.lot_held_after,
+        expires_at=stamp(grant.expires_at),
+        reference_id=grant.reference_id,
+        created_at=stamp(line.at),
+    )
+
+
 def limit_decision(value: limits.LimitDecision) -> pb.LimitDecision:
     """What a limit says."""
     return pb.LimitDecision(

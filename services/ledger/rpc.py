@@ -65,19 +65,17 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
     async def ListTransactions(
         self, request: pb.ListTransactionsRequest, context: Context
     ) -> pb.ListTransactionsResponse:
-        page = paging.size(request.page_size)
-        found = await actions.list_transactions(
+        found, following = await actions.list_transactions(
             self._ledger,
             request.tenant_id,
             before=paging.position(request.page_token),
             reason_prefix=request.reason_prefix,
             rejected=request.include_rejected,
-            page=page,
+            page=paging.size(request.page_size),
         )
-        shown = found[:page]
         return pb.ListTransactionsResponse(
-            transactions=[messages.transaction(each.transaction, each.entries) for each in shown],
-            next_page_token=paging.token(shown[-1].transaction.id) if len(found) > page else "",
+            transactions=[messages.transaction(each.transaction, each.entries) for each in found],
+            next_page_token=paging.token(following) if following else "",
         )
 
     async def GetTransaction(
@@ -128,16 +126,17 @@ class LedgerFundingService(ledger_funding_pb2_grpc.LedgerFundingServiceServicer)
         )
         outcome = await actions.grant_credits(self._ledger, grant)
         return funding_pb.GrantCreditsResponse(
-            transaction=messages.transaction(outcome.transaction, outcome.entries), replayed=outcome.replayed
+            transaction=messages.transaction(outcome.transaction, outcome.entries),
+            lot=messages.granted_lot(outcome, grant),
+            replayed=outcome.replayed,
         )
 
     async def ListGrants(
         self, request: funding_pb.ListGrantsRequest, context: Context
     ) -> funding_pb.ListGrantsResponse:
         page = paging.size(request.page_size)
-        before = paging.position(request.page_token)
         found = await actions.list_grants(
-            self._ledger, request.tenant_id, before=int(before) if before else None, page=page
+            self._ledger, request.tenant_id, before=paging.number(request.page_token), page=page
         )
         shown = found[:page]
         return funding_pb.ListGrantsResponse(

@@ -96,9 +96,9 @@ class _Batch:
                 f"tenant {operation.tenant_id} has no account; provision it first",
                 tenant_id=operation.tenant_id,
             )
-        dry_run = isinstance(operation, Debit) and operation.dry_run
-        if not dry_run and (repeat := self._earlier(operation)):
+        if repeat := self._earlier(operation):
             return repeat
+        dry_run = isinstance(operation, Debit) and operation.dry_run
         if isinstance(operation, Grant):
             self._refuse_second_funding(operation)
         now = self._moment(account)

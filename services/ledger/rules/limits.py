@@ -1,5 +1,6 @@
 """What a limit says about one more use."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -60,6 +61,15 @@ class LimitDecision:
     kind: str
     grace_expires_at: datetime | None
     addon: str
+
+
+def meaning(services: Iterable[ServiceEntitlement]) -> dict[str, tuple[bool, frozenset[Limit]]]:
+    """What the services amount to, whatever their order; one that is disabled and bare is as good as absent."""
+    return {
+        each.service_code: (each.enabled, frozenset(each.limits))
+        for each in services
+        if each.enabled or each.limits
+    }
 
 
 def decide(state: LimitState, requested: int, current_usage: int | None) -> LimitDecision:

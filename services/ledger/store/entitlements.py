@@ -58,22 +58,23 @@ async def replace(
     now: datetime,
 ) -> None:
     """Stores exactly these services under this version."""
-    for service in services:
-        limits = {limit.key: _to_json(limit) for limit in service.limits}
-        statement = insert(tenant_services).values(
-            tenant_id=tenant_id,
-            service_code=service.service_code,
-            id=ids.new_id("svc"),
-            enabled=service.enabled,
-            limits=limits,
-            created_at=now,
-            updated_at=now,
-        )
+    rows = [
+        {
+            "tenant_id": tenant_id,
+            "service_code": service.service_code,
+            "id": ids.new_id("svc"),
+            "enabled": service.enabled,
+            "limits": {limit.key: _to_json(limit) for limit in service.limits},
+            "created_at": now,
+            "updated_at": now,
+        }
+        for service in services
+    ]
+    if rows:
+        statement = insert(tenant_services).values(rows)
+        renewed = {name: statement.excluded[name] for name in ("enabled", "limits", "updated_at")}
         await db.execute(
-            statement.on_conflict_do_update(
-                index_elements=["tenant_id", "service_code"],
-                set_={"enabled": service.enabled, "limits": limits, "updated_at": now},
-            )
+            statement.on_conflict_do_update(index_elements=["tenant_id", "service_code"], set_=renewed)
         )
     codes = [service.service_code for service in services]
     await db.execute(text(DISABLE_OTHERS), {"tenant_id": tenant_id, "codes": codes, "now": now})

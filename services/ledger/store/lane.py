@@ -51,11 +51,14 @@ FROM unnest(%s::text[], %s::text[]) AS asked (tenant_id, idempotency_key)
 JOIN credit_transactions t ON t.tenant_id = asked.tenant_id AND t.idempotency_key = asked.idempotency_key
 WHERE t.tenant_id = ANY(%s)"""
 
+# Lateral, since a plain join was planned as a walk over all grants of the tenant.
 GRANTS_BY_REFERENCE = """
-SELECT t.tenant_id, t.reference_id, t.id
+SELECT asked.tenant_id, asked.reference_id, found.id
 FROM unnest(%s::text[], %s::text[]) AS asked (tenant_id, reference_id)
-JOIN credit_transactions t ON t.tenant_id = asked.tenant_id AND t.reference_id = asked.reference_id
-WHERE t.tenant_id = ANY(%s) AND t.kind = 'grant' AND t.tx_status <> 'rejected'"""
+CROSS JOIN LATERAL (
+    SELECT t.id FROM credit_transactions t
+    WHERE t.tenant_id = asked.tenant_id AND t.kind = 'grant' AND t.reference_id = asked.reference_id
+      AND t.tx_status <> 'rejected' AND t.tenant_id = ANY(%s) LIMIT 1) AS found"""
 
 ENTRIES_OF_RECORDS = f"""
 SELECT {ENTRY}

@@ -24,22 +24,39 @@ WHERE a.tenant_id = :tenant_id"""
 LOTS_AT_SEQ = """
 SELECT b.lot, b.bucket, b.priority, b.granted, e.lot_posted_after, e.lot_held_after, b.expires_at, b.reference_id,
        b.grant_transaction_id, b.created_at
-FROM (SELECT DISTINCT ON (lot) lot, lot_posted_after, lot_held_after FROM credit_entries
-      WHERE tenant_id = :tenant_id AND seq <= :seq ORDER BY lot, seq DESC) e
-JOIN credit_buckets b ON b.tenant_id = :tenant_id AND b.lot = e.lot
-WHERE e.lot_posted_after > 0"""
+FROM credit_buckets b
+CROSS JOIN LATERAL (
+    SELECT lot_posted_after, lot_held_after FROM credit_entries
+    WHERE tenant_id = :tenant_id AND lot = b.lot AND seq <= :seq ORDER BY seq DESC LIMIT 1) e
+WHERE b.tenant_id = :tenant_id AND e.lot_posted_after > 0"""
 
-SEQ_AT = (
-    "SELECT seq, at FROM credit_entries WHERE tenant_id = :tenant_id AND at <= :at ORDER BY seq DESC LIMIT 1"
-)
+# Seq is gapless and `at` never decreases with it, so halving finds the line without an index on `at`.
+SEQ_AT = """
+WITH RECURSIVE halves (low, high) AS (
+    SELECT 0::bigint, seq FROM tenant_credits WHERE tenant_id = :tenant_id
+    UNION ALL
+    SELECT CASE WHEN e.at <= :at THEN e.seq ELSE low END, CASE WHEN e.at <= :at THEN high ELSE e.seq - 1 END
+    FROM halves
+    CROSS JOIN LATERAL (
+        SELECT seq, at FROM credit_entries WHERE tenant_id = :tenant_id AND seq = low + (high - low + 1) / 2) e
+    WHERE low < high)
+SELECT e.seq, e.at FROM halves JOIN credit_entries e ON e.tenant_id = :tenant_id AND e.seq = low WHERE low = high"""
 LINE = "SELECT seq, at FROM credit_entries WHERE tenant_id = :tenant_id AND seq = :seq"
 
-# Newest first by id, which sorts as the operations were decided. Nulls switch a filter off.
+# Newest first by id, which sorts as the operations were decided; 'txo' follows every id. The filters apply to what
+# the inner query reads, so that a rare reason costs a bounded walk instead of the whole history.
 TRANSACTIONS = f"""
-SELECT {RECORD} FROM credit_transactions t
-WHERE t.tenant_id = :tenant_id AND (CAST(:before AS text) IS NULL OR t.id < :before)
-  AND (CAST(:reason AS text) IS NULL OR starts_with(t.reason, :reason)) AND (:rejected OR t.tx_status <> 'rejected')
+SELECT {RECORD} FROM (
+    SELECT * FROM credit_transactions WHERE tenant_id = :tenant_id AND id < COALESCE(:before, 'txo')
+    ORDER BY id DESC LIMIT :scan) t
+WHERE (CAST(:reason AS text) IS NULL OR starts_with(t.reason, :reason))
+  AND (:rejected OR t.tx_status <> 'rejected')
 ORDER BY t.id DESC LIMIT :page"""
+SCAN_MAX = 10_000
+
+END_OF_SCAN = """
+SELECT id FROM credit_transactions WHERE tenant_id = :tenant_id AND id < COALESCE(:before, 'txo')
+ORDER BY id DESC OFFSET :scan - 1 LIMIT 1"""
 
 TRANSACTION_BY_ID = (
     f"SELECT {RECORD} FROM credit_transactions t WHERE t.tenant_id = :tenant_id AND t.id = :value"
@@ -53,18 +70,19 @@ WHERE e.tenant_id = :tenant_id AND e.transaction_id = ANY(:ids) AND e.seq BETWEE
 
 GRANTS = """
 SELECT lot, bucket, priority, granted, remaining, held, expires_at, reference_id, grant_transaction_id, created_at
-FROM credit_buckets WHERE tenant_id = :tenant_id AND (CAST(:before AS bigint) IS NULL OR lot < :before)
+FROM credit_buckets WHERE tenant_id = :tenant_id AND lot < COALESCE(:before, 9223372036854775807)
 ORDER BY lot DESC LIMIT :page"""
 
+# The clock is a query of its own: it is then read once, and the index serves the comparison.
 # A lot whose rest is all held waits for its hold; settling it again and again would change nothing.
 TENANTS_DUE = """
 SELECT DISTINCT tenant_id FROM credit_buckets
-WHERE NOT closed AND remaining > held AND expires_at <= clock_timestamp() + make_interval(secs => :offset)
+WHERE NOT closed AND remaining > held AND expires_at <= (SELECT clock_timestamp() + make_interval(secs => :offset))
 ORDER BY tenant_id LIMIT :page"""
 
 DUE = """
 SELECT count(*), coalesce(sum(remaining - held), 0)::bigint FROM credit_buckets
-WHERE NOT closed AND remaining > held AND expires_at <= clock_timestamp() + make_interval(secs => :offset)"""
+WHERE NOT closed AND remaining > held AND expires_at <= (SELECT clock_timestamp() + make_interval(secs => :offset))"""
 
 
 async def find_account(
@@ -96,13 +114,17 @@ async def find_line(
 
 async def list_transactions(
     db: AsyncConnection, tenant_id: str, *, before: str | None, reason: str | None, rejected: bool, page: int
-) -> list[tuple[Record, tuple[Entry, ...]]]:
-    """Transactions with their lines, newest first."""
-    result = await db.execute(
-        text(TRANSACTIONS),
-        {"tenant_id": tenant_id, "before": before, "reason": reason, "rejected": rejected, "page": page},
-    )
-    return await _with_entries(db, tenant_id, [record_of(row) for row in result])
+) -> tuple[list[tuple[Record, tuple[Entry, ...]]], str | None]:
+    """(transactions with their lines, newest first; the id that the next page comes before, None at the end)."""
+    where = {"tenant_id": tenant_id, "before": before, "scan": SCAN_MAX}
+    values = {**where, "reason": reason, "rejected": rejected, "page": page + 1}
+    records = [record_of(row) for row in await db.execute(text(TRANSACTIONS), values)]
+    if len(records) > page:
+        records = records[:page]
+        following: str | None = records[-1].transaction.id
+    else:
+        following = (await db.execute(text(END_OF_SCAN), where)).scalar()
+    return await _with_entries(db, tenant_id, records), following
 
 
 async def find_transaction(

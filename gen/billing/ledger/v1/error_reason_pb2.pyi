@@ -33,8 +33,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     addon (the add-on that lifts it, when one does). Upgrade or buy the add-on.
     """
     ERROR_REASON_IDEMPOTENCY_KEY_REUSED: _ErrorReason.ValueType  # 3
-    """FAILED_PRECONDITION: the idempotency key was used before for something else. Metadata: field, the first one
-    that differs. Use a new key for a new operation.
+    """FAILED_PRECONDITION: the idempotency key was used before for something else. Metadata: idempotency_key; field,
+    the first one that differs. Use a new key for a new operation.
     """
     ERROR_REASON_UNKNOWN_TENANT: _ErrorReason.ValueType  # 4
     """NOT_FOUND: the tenant has no account. Metadata: tenant_id. Provision the tenant first."""
@@ -61,7 +61,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CONDITION_FAILED: _ErrorReason.ValueType  # 14
     """FAILED_PRECONDITION, remembered: `if_seq` is not the account's seq. Metadata: expected, actual. Read again."""
     ERROR_REASON_ACCOUNT_FROZEN: _ErrorReason.ValueType  # 15
-    """FAILED_PRECONDITION: an operator or the auditor froze the account. Metadata: tenant_id, reason."""
+    """FAILED_PRECONDITION: an operator or the auditor froze the account. Metadata: tenant_id,
+    reason_given.
+    """
     ERROR_REASON_DUPLICATE_REFERENCE: _ErrorReason.ValueType  # 16
     """FAILED_PRECONDITION: this reference funded before, under another key or with other values.
     Metadata: reference_id, transaction_id. Nothing is to be done: the payment funded once.
@@ -74,6 +76,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: the tenant's plan has no such limit. Metadata: limit_key."""
     ERROR_REASON_ALREADY_EXPIRED: _ErrorReason.ValueType  # 20
     """INVALID_ARGUMENT: `expires_at` is not in the future. Metadata: expires_at."""
+    ERROR_REASON_UNKNOWN_LINE: _ErrorReason.ValueType  # 21
+    """NOT_FOUND: the tenant's account has no line of this number. Metadata: as_of_seq, last_seq."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The `reason` of `google.rpc.ErrorInfo` (domain `billing.ledger`) on every refusal of this room. A refusal of
@@ -91,8 +95,8 @@ ERROR_REASON_PLAN_LIMIT_REACHED: ErrorReason.ValueType  # 2
 addon (the add-on that lifts it, when one does). Upgrade or buy the add-on.
 """
 ERROR_REASON_IDEMPOTENCY_KEY_REUSED: ErrorReason.ValueType  # 3
-"""FAILED_PRECONDITION: the idempotency key was used before for something else. Metadata: field, the first one
-that differs. Use a new key for a new operation.
+"""FAILED_PRECONDITION: the idempotency key was used before for something else. Metadata: idempotency_key; field,
+the first one that differs. Use a new key for a new operation.
 """
 ERROR_REASON_UNKNOWN_TENANT: ErrorReason.ValueType  # 4
 """NOT_FOUND: the tenant has no account. Metadata: tenant_id. Provision the tenant first."""
@@ -119,7 +123,9 @@ ERROR_REASON_EXCEEDS_REFUNDABLE: ErrorReason.ValueType  # 13
 ERROR_REASON_CONDITION_FAILED: ErrorReason.ValueType  # 14
 """FAILED_PRECONDITION, remembered: `if_seq` is not the account's seq. Metadata: expected, actual. Read again."""
 ERROR_REASON_ACCOUNT_FROZEN: ErrorReason.ValueType  # 15
-"""FAILED_PRECONDITION: an operator or the auditor froze the account. Metadata: tenant_id, reason."""
+"""FAILED_PRECONDITION: an operator or the auditor froze the account. Metadata: tenant_id,
+reason_given.
+"""
 ERROR_REASON_DUPLICATE_REFERENCE: ErrorReason.ValueType  # 16
 """FAILED_PRECONDITION: this reference funded before, under another key or with other values.
 Metadata: reference_id, transaction_id. Nothing is to be done: the payment funded once.
@@ -132,4 +138,6 @@ ERROR_REASON_UNKNOWN_LIMIT: ErrorReason.ValueType  # 19
 """NOT_FOUND: the tenant's plan has no such limit. Metadata: limit_key."""
 ERROR_REASON_ALREADY_EXPIRED: ErrorReason.ValueType  # 20
 """INVALID_ARGUMENT: `expires_at` is not in the future. Metadata: expires_at."""
+ERROR_REASON_UNKNOWN_LINE: ErrorReason.ValueType  # 21
+"""NOT_FOUND: the tenant's account has no line of this number. Metadata: as_of_seq, last_seq."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

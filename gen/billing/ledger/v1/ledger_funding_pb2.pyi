@@ -30,7 +30,7 @@ class _EntitlementsOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_E
     ENTITLEMENTS_OUTCOME_UNSPECIFIED: _EntitlementsOutcome.ValueType  # 0
     """Never sent."""
     ENTITLEMENTS_OUTCOME_APPLIED: _EntitlementsOutcome.ValueType  # 1
-    """They are what was sent, by this call or an earlier one with the same version."""
+    """They are what was sent, by this call or an earlier one with the same version and content."""
     ENTITLEMENTS_OUTCOME_SUPERSEDED: _EntitlementsOutcome.ValueType  # 2
     """A newer version is stored; nothing changed."""
 
@@ -40,7 +40,7 @@ class EntitlementsOutcome(_EntitlementsOutcome, metaclass=_EntitlementsOutcomeEn
 ENTITLEMENTS_OUTCOME_UNSPECIFIED: EntitlementsOutcome.ValueType  # 0
 """Never sent."""
 ENTITLEMENTS_OUTCOME_APPLIED: EntitlementsOutcome.ValueType  # 1
-"""They are what was sent, by this call or an earlier one with the same version."""
+"""They are what was sent, by this call or an earlier one with the same version and content."""
 ENTITLEMENTS_OUTCOME_SUPERSEDED: EntitlementsOutcome.ValueType  # 2
 """A newer version is stored; nothing changed."""
 Global___EntitlementsOutcome: _TypeAlias = EntitlementsOutcome  # noqa: Y015
@@ -357,7 +357,7 @@ class SetEntitlementsRequest(_message.Message):
     idempotency_key: _builtins.str
     """`entitlements:<version>`. A repeat answers the same."""
     version: _builtins.int
-    """Rises with every change; an older one than stored changes nothing."""
+    """Rises with every change; an older one than stored changes nothing, and the same one must not say anything else."""
     plan_code: _builtins.str
     """The plan's code, for people."""
     @_builtins.property

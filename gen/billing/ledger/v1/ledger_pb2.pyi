@@ -167,7 +167,7 @@ class DebitRequest(_message.Message):
     if_seq: _builtins.int
     """Absent: no condition. Else refused unless the account's seq is this."""
     dry_run: _builtins.bool
-    """True: decide and answer, but book and remember nothing."""
+    """True: answer what the call would, a repeat included, but book and remember nothing."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Attached to the transaction; never consulted."""
@@ -945,7 +945,7 @@ class GetBalanceRequest(_message.Message):
     tenant_id: _builtins.str
     """Whose."""
     as_of_seq: _builtins.int
-    """As of this line."""
+    """As of this line; 0: before the first."""
     @_builtins.property
     def as_of(self) -> _timestamp_pb2.Timestamp:
         """As of this moment."""
@@ -1041,7 +1041,9 @@ class ListTransactionsResponse(_message.Message):
     """Empty: this was the last page."""
     @_builtins.property
     def transactions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Transaction]:
-        """Newest first, entries included."""
+        """Newest first, entries included. A page may be short or empty before the last one: a call reads at most 10,000
+        transactions in search of those asked for.
+        """
 
     def __init__(
         self,

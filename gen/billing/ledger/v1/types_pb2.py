@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62illing/ledger/v1/types.proto\x12\x11\x62illing.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcd\x04\n\x0bTransaction\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\x12\x30\n\x04kind\x18\x04 \x01(\x0e\x32\".billing.ledger.v1.TransactionKind\x12\x34\n\x06status\x18\x05 \x01(\x0e\x32$.billing.ledger.v1.TransactionStatus\x12\x0e\n\x06\x61mount\x18\x06 \x01(\x03\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x08 \x01(\t\x12\x14\n\x0creference_id\x18\t \x01(\t\x12\x0f\n\x07hold_id\x18\n \x01(\t\x12\x1f\n\x17refunded_transaction_id\x18\x0b \x01(\t\x12\x30\n\x07\x62uckets\x18\x0c \x03(\x0b\x32\x1f.billing.ledger.v1.BucketAmount\x12)\n\x07\x65ntries\x18\r \x03(\x0b\x32\x18.billing.ledger.v1.Entry\x12\x11\n\tfirst_seq\x18\x0e \x01(\x03\x12\x10\n\x08last_seq\x18\x0f \x01(\x03\x12.\n\ncreated_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12>\n\x08metadata\x18\x11 \x03(\x0b\x32,.billing.ledger.v1.Transaction.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe6\x01\n\x05\x45ntry\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x0b\n\x03lot\x18\x02 \x01(\x03\x12)\n\x06\x62ucket\x18\x03 \x01(\x0e\x32\x19.billing.ledger.v1.Bucket\x12\x10\n\x08\x64_posted\x18\x04 \x01(\x03\x12\x0e\n\x06\x64_held\x18\x05 \x01(\x03\x12\x18\n\x10lot_posted_after\x18\x06 \x01(\x03\x12\x16\n\x0elot_held_after\x18\x07 \x01(\x03\x12\x1c\n\x14\x61\x63\x63ount_posted_after\x18\x08 \x01(\x03\x12&\n\x02\x61t\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\x0c\x42ucketAmount\x12)\n\x06\x62ucket\x18\x01 \x01(\x0e\x32\x19.billing.ledger.v1.Bucket\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\"\x8e\x01\n\rBucketBalance\x12)\n\x06\x62ucket\x18\x01 \x01(\x0e\x32\x19.billing.ledger.v1.Bucket\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\x12\x0c\n\x04held\x18\x03 \x01(\x03\x12\x33\n\x0fnext_expires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe5\x01\n\x03Lot\x12\x0b\n\x03lot\x18\x01 \x01(\x03\x12)\n\x06\x62ucket\x18\x02 \x01(\x0e\x32\x19.billing.ledger.v1.Bucket\x12\x0f\n\x07granted\x18\x03 \x01(\x03\x12\x11\n\tremaining\x18\x04 \x01(\x03\x12\x0c\n\x04held\x18\x05 \x01(\x03\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0creference_id\x18\x07 \x01(\t\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x02\n\x07\x42\x61lance\x12\x11\n\tavailable\x18\x01 \x01(\x03\x12\x0c\n\x04held\x18\x02 \x01(\x03\x12\x0e\n\x06posted\x18\x03 \x01(\x03\x12\x31\n\x07\x62uckets\x18\x04 \x03(\x0b\x32 .billing.ledger.v1.BucketBalance\x12$\n\x04lots\x18\x05 \x03(\x0b\x32\x16.billing.ledger.v1.Lot\x12\x33\n\x0fnext_expires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tas_of_seq\x18\x07 \x01(\x03\x12)\n\x05\x61s_of\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x97\x01\n\x05Limit\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x05value\x18\x02 \x01(\x03H\x00\x12\x13\n\tunlimited\x18\x03 \x01(\x08H\x00\x12*\n\x04kind\x18\x04 \x01(\x0e\x32\x1c.billing.ledger.v1.LimitKind\x12\x15\n\rgrace_seconds\x18\x05 \x01(\x03\x12\r\n\x05\x61\x64\x64on\x18\x06 \x01(\tB\t\n\x07\x63\x65iling\"e\n\x12ServiceEntitlement\x12\x14\n\x0cservice_code\x18\x01 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x02 \x01(\x08\x12(\n\x06limits\x18\x03 \x03(\x0b\x32\x18.billing.ledger.v1.Limit*O\n\x06\x42ucket\x12\x16\n\x12\x42UCKET_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42UCKET_SUBSCRIPTION\x10\x01\x12\x14\n\x10\x42UCKET_PERMANENT\x10\x02*\x8e\x03\n\x0fTransactionKind\x12 \n\x1cTRANSACTION_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16TRANSACTION_KIND_GRANT\x10\x01\x12\x1a\n\x16TRANSACTION_KIND_DEBIT\x10\x02\x12\x19\n\x15TRANSACTION_KIND_HOLD\x10\x03\x12\x1c\n\x18TRANSACTION_KIND_CAPTURE\x10\x04\x12\x19\n\x15TRANSACTION_KIND_VOID\x10\x05\x12\x1a\n\x16TRANSACTION_KIND_LAPSE\x10\x06\x12\x1b\n\x17TRANSACTION_KIND_EXPIRY\x10\x07\x12\x1b\n\x17TRANSACTION_KIND_REFUND\x10\x08\x12\x1f\n\x1bTRANSACTION_KIND_ADJUSTMENT\x10\t\x12\x1b\n\x17TRANSACTION_KIND_REVOKE\x10\n\x12\x1c\n\x18TRANSACTION_KIND_RESTORE\x10\x0b\x12\x1b\n\x17TRANSACTION_KIND_EXTEND\x10\x0c*\xf4\x01\n\x11TransactionStatus\x12\"\n\x1eTRANSACTION_STATUS_UNSPECIFIED\x10\x00\x12\x1d\n\x19TRANSACTION_STATUS_POSTED\x10\x01\x12\x1b\n\x17TRANSACTION_STATUS_HELD\x10\x02\x12\x1f\n\x1bTRANSACTION_STATUS_CAPTURED\x10\x03\x12\x1d\n\x19TRANSACTION_STATUS_VOIDED\x10\x04\x12\x1e\n\x1aTRANSACTION_STATUS_EXPIRED\x10\x05\x12\x1f\n\x1bTRANSACTION_STATUS_REJECTED\x10\x06*Q\n\tLimitKind\x12\x1a\n\x16LIMIT_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fLIMIT_KIND_HARD\x10\x01\x12\x13\n\x0fLIMIT_KIND_SOFT\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62illing/ledger/v1/types.proto\x12\x11\x62illing.ledger.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcd\x04\n\x0bTransaction\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\x12\x30\n\x04kind\x18\x04 \x01(\x0e\x32\".billing.ledger.v1.TransactionKind\x12\x34\n\x06status\x18\x05 \x01(\x0e\x32$.billing.ledger.v1.TransactionStatus\x12\x0e\n\x06\x61mount\x18\x06 \x01(\x03\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x08 \x01(\t\x12\x14\n\x0creference_id\x18\t \x01(\t\x12\x0f\n\x07hold_id\x18\n \x01(\t\x12\x1f\n\x17refunded_transaction_id\x18\x0b \x01(\t\x12\x30\n\x07\x62uckets\x18\x0c \x03(\x0b\x32\x1f.billing.ledger.v1.BucketAmount\x12)\n\x07\x65ntries\x18\r \x03(\x0b\x32\x18.billing.ledger.v1.Entry\x12\x11\n\tfirst_seq\x18\x0e \x01(\x03\x12\x10\n\x08last_seq\x18\x0f \x01(\x03\x12.\n\ncreated_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12>\n\x08metadata\x18\x11 \x03(\x0b\x32,.billing.ledger.v1.Transaction.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe6\x01\n\x05\x45ntry\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x0b\n\x03lot\x18\x02 \x01(\x03\x12)\n\x06\x62ucket\x18\x03 \x01(\x0e\x32\x19.billing.ledger.v1.Bucket\x12\x10\n\x08\x64_posted\x18\x04 \x01(\x03\x12\x0e\n\x06\x64_held\x18\x05 \x01(\x03\x12\x18\n\x10lot_posted_after\x18\x06 \x01(\x03\x12\x16\n\x0elot_held_after\x18\x07 \x01(\x03\x12\x1c\n\x14\x61\x63\x63ount_posted_after\x18\x08 \x01(\x03\x12&\n\x02\x61t\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\x0c\x42ucketAmount\x12)\n\x06\x62ucket\x18\x01 \x01(\x0e\x32\x19.billing.ledger.v1.Bucket\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\"\x8e\x01\n\rBucketBalance\x12)\n\x06\x62ucket\x18\x01 \x01(\x0e\x32\x19.billing.ledger.v1.Bucket\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\x12\x0c\n\x04held\x18\x03 \x01(\x03\x12\x33\n\x0fnext_expires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe5\x01\n\x03Lot\x12\x0b\n\x03lot\x18\x01 \x01(\x03\x12)\n\x06\x62ucket\x18\x02 \x01(\x0e\x32\x19.billing.ledger.v1.Bucket\x12\x0f\n\x07granted\x18\x03 \x01(\x03\x12\x11\n\tremaining\x18\x04 \x01(\x03\x12\x0c\n\x04held\x18\x05 \x01(\x03\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0creference_id\x18\x07 \x01(\t\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x02\n\x07\x42\x61lance\x12\x11\n\tavailable\x18\x01 \x01(\x03\x12\x0c\n\x04held\x18\x02 \x01(\x03\x12\x0e\n\x06posted\x18\x03 \x01(\x03\x12\x31\n\x07\x62uckets\x18\x04 \x03(\x0b\x32 .billing.ledger.v1.BucketBalance\x12$\n\x04lots\x18\x05 \x03(\x0b\x32\x16.billing.ledger.v1.Lot\x12\x33\n\x0fnext_expires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tas_of_seq\x18\x07 \x01(\x03\x12)\n\x05\x61s_of\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe8\x01\n\x05Limit\x12\"\n\x03key\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x18@2\x0c^[a-z0-9_]+$\x12\x18\n\x05value\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x12\x1c\n\tunlimited\x18\x03 \x01(\x08\x42\x07\xbaH\x04j\x02\x08\x01H\x00\x12\x34\n\x04kind\x18\x04 \x01(\x0e\x32\x1c.billing.ledger.v1.LimitKindB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12#\n\rgrace_seconds\x18\x05 \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\xe7\x84\x0f(\x00\x12\x16\n\x05\x61\x64\x64on\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@B\x10\n\x07\x63\x65iling\x12\x05\xbaH\x02\x08\x01\"\xf3\x01\n\x12ServiceEntitlement\x12+\n\x0cservice_code\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x18?2\x0c^[a-z0-9_]+$\x12\x0f\n\x07\x65nabled\x18\x02 \x01(\x08\x12\x32\n\x06limits\x18\x03 \x03(\x0b\x32\x18.billing.ledger.v1.LimitB\x08\xbaH\x05\x92\x01\x02\x10\x64:k\xbaHh\x1a\x66\n\x13service.limits_once\x12#limits: each key must be named once\x1a*this.limits.map(limit, limit.key).unique()*O\n\x06\x42ucket\x12\x16\n\x12\x42UCKET_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42UCKET_SUBSCRIPTION\x10\x01\x12\x14\n\x10\x42UCKET_PERMANENT\x10\x02*\x8e\x03\n\x0fTransactionKind\x12 \n\x1cTRANSACTION_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16TRANSACTION_KIND_GRANT\x10\x01\x12\x1a\n\x16TRANSACTION_KIND_DEBIT\x10\x02\x12\x19\n\x15TRANSACTION_KIND_HOLD\x10\x03\x12\x1c\n\x18TRANSACTION_KIND_CAPTURE\x10\x04\x12\x19\n\x15TRANSACTION_KIND_VOID\x10\x05\x12\x1a\n\x16TRANSACTION_KIND_LAPSE\x10\x06\x12\x1b\n\x17TRANSACTION_KIND_EXPIRY\x10\x07\x12\x1b\n\x17TRANSACTION_KIND_REFUND\x10\x08\x12\x1f\n\x1bTRANSACTION_KIND_ADJUSTMENT\x10\t\x12\x1b\n\x17TRANSACTION_KIND_REVOKE\x10\n\x12\x1c\n\x18TRANSACTION_KIND_RESTORE\x10\x0b\x12\x1b\n\x17TRANSACTION_KIND_EXTEND\x10\x0c*\xf4\x01\n\x11TransactionStatus\x12\"\n\x1eTRANSACTION_STATUS_UNSPECIFIED\x10\x00\x12\x1d\n\x19TRANSACTION_STATUS_POSTED\x10\x01\x12\x1b\n\x17TRANSACTION_STATUS_HELD\x10\x02\x12\x1f\n\x1bTRANSACTION_STATUS_CAPTURED\x10\x03\x12\x1d\n\x19TRANSACTION_STATUS_VOIDED\x10\x04\x12\x1e\n\x1aTRANSACTION_STATUS_EXPIRED\x10\x05\x12\x1f\n\x1bTRANSACTION_STATUS_REJECTED\x10\x06*Q\n\tLimitKind\x12\x1a\n\x16LIMIT_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fLIMIT_KIND_HARD\x10\x01\x12\x13\n\x0fLIMIT_KIND_SOFT\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,30 +35,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TRANSACTION_METADATAENTRY']._loaded_options = None
   _globals['_TRANSACTION_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_BUCKET']._serialized_start=1885
-  _globals['_BUCKET']._serialized_end=1964
-  _globals['_TRANSACTIONKIND']._serialized_start=1967
-  _globals['_TRANSACTIONKIND']._serialized_end=2365
-  _globals['_TRANSACTIONSTATUS']._serialized_start=2368
-  _globals['_TRANSACTIONSTATUS']._serialized_end=2612
-  _globals['_LIMITKIND']._serialized_start=2614
-  _globals['_LIMITKIND']._serialized_end=2695
-  _globals['_TRANSACTION']._serialized_start=86
-  _globals['_TRANSACTION']._serialized_end=675
-  _globals['_TRANSACTION_METADATAENTRY']._serialized_start=628
-  _globals['_TRANSACTION_METADATAENTRY']._serialized_end=675
-  _globals['_ENTRY']._serialized_start=678
-  _globals['_ENTRY']._serialized_end=908
-  _globals['_BUCKETAMOUNT']._serialized_start=910
-  _globals['_BUCKETAMOUNT']._serialized_end=984
-  _globals['_BUCKETBALANCE']._serialized_start=987
-  _globals['_BUCKETBALANCE']._serialized_end=1129
-  _globals['_LOT']._serialized_start=1132
-  _globals['_LOT']._serialized_end=1361
-  _globals['_BALANCE']._serialized_start=1364
-  _globals['_BALANCE']._serialized_end=1626
-  _globals['_LIMIT']._serialized_start=1629
-  _globals['_LIMIT']._serialized_end=1780
-  _globals['_SERVICEENTITLEMENT']._serialized_start=1782
-  _globals['_SERVICEENTITLEMENT']._serialized_end=1883
+  _globals['_LIMIT'].oneofs_by_name['ceiling']._loaded_options = None
+  _globals['_LIMIT'].oneofs_by_name['ceiling']._serialized_options = b'\272H\002\010\001'
+  _globals['_LIMIT'].fields_by_name['key']._loaded_options = None
+  _globals['_LIMIT'].fields_by_name['key']._serialized_options = b'\272H\022r\020\030@2\014^[a-z0-9_]+$'
+  _globals['_LIMIT'].fields_by_name['value']._loaded_options = None
+  _globals['_LIMIT'].fields_by_name['value']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_LIMIT'].fields_by_name['unlimited']._loaded_options = None
+  _globals['_LIMIT'].fields_by_name['unlimited']._serialized_options = b'\272H\004j\002\010\001'
+  _globals['_LIMIT'].fields_by_name['kind']._loaded_options = None
+  _globals['_LIMIT'].fields_by_name['kind']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_LIMIT'].fields_by_name['grace_seconds']._loaded_options = None
+  _globals['_LIMIT'].fields_by_name['grace_seconds']._serialized_options = b'\272H\t\"\007\030\200\347\204\017(\000'
+  _globals['_LIMIT'].fields_by_name['addon']._loaded_options = None
+  _globals['_LIMIT'].fields_by_name['addon']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_SERVICEENTITLEMENT'].fields_by_name['service_code']._loaded_options = None
+  _globals['_SERVICEENTITLEMENT'].fields_by_name['service_code']._serialized_options = b'\272H\022r\020\030?2\014^[a-z0-9_]+$'
+  _globals['_SERVICEENTITLEMENT'].fields_by_name['limits']._loaded_options = None
+  _globals['_SERVICEENTITLEMENT'].fields_by_name['limits']._serialized_options = b'\272H\005\222\001\002\020d'
+  _globals['_SERVICEENTITLEMENT']._loaded_options = None
+  _globals['_SERVICEENTITLEMENT']._serialized_options = b'\272Hh\032f\n\023service.limits_once\022#limits: each key must be named once\032*this.limits.map(limit, limit.key).unique()'
+  _globals['_BUCKET']._serialized_start=2138
+  _globals['_BUCKET']._serialized_end=2217
+  _globals['_TRANSACTIONKIND']._serialized_start=2220
+  _globals['_TRANSACTIONKIND']._serialized_end=2618
+  _globals['_TRANSACTIONSTATUS']._serialized_start=2621
+  _globals['_TRANSACTIONSTATUS']._serialized_end=2865
+  _globals['_LIMITKIND']._serialized_start=2867
+  _globals['_LIMITKIND']._serialized_end=2948
+  _globals['_TRANSACTION']._serialized_start=115
+  _globals['_TRANSACTION']._serialized_end=704
+  _globals['_TRANSACTION_METADATAENTRY']._serialized_start=657
+  _globals['_TRANSACTION_METADATAENTRY']._serialized_end=704
+  _globals['_ENTRY']._serialized_start=707
+  _globals['_ENTRY']._serialized_end=937
+  _globals['_BUCKETAMOUNT']._serialized_start=939
+  _globals['_BUCKETAMOUNT']._serialized_end=1013
+  _globals['_BUCKETBALANCE']._serialized_start=1016
+  _globals['_BUCKETBALANCE']._serialized_end=1158
+  _globals['_LOT']._serialized_start=1161
+  _globals['_LOT']._serialized_end=1390
+  _globals['_BALANCE']._serialized_start=1393
+  _globals['_BALANCE']._serialized_end=1655
+  _globals['_LIMIT']._serialized_start=1658
+  _globals['_LIMIT']._serialized_end=1890
+  _globals['_SERVICEENTITLEMENT']._serialized_start=1893
+  _globals['_SERVICEENTITLEMENT']._serialized_end=2136
 # @@protoc_insertion_point(module_scope)

@@ -108,6 +108,7 @@ CREATE TABLE credit_entries (
     hash bytea NOT NULL,
     CONSTRAINT credit_entries_pk PRIMARY KEY (tenant_id, seq)
 );
+CREATE INDEX credit_entries_lot ON credit_entries (tenant_id, lot, seq);  -- balances as of a past moment
 CREATE INDEX credit_entries_refunds ON credit_entries (tenant_id, refunded_seq) WHERE refunded_seq IS NOT NULL;
 CREATE INDEX credit_entries_at ON credit_entries USING brin (at);
 
