@@ -4,7 +4,6 @@ import asyncio
 
 import grpc
 import pytest
-from billing.ledger.v1 import ledger_funding_pb2 as funding_pb
 from billing.ledger.v1 import ledger_funding_pb2_grpc
 from billing.ledger.v1 import ledger_maintenance_pb2 as maintenance_pb
 from billing.ledger.v1 import ledger_pb2 as pb
@@ -354,58 +353,3 @@ async def test_a_key_belongs_to_one_kind_of_operation(ledger: RunningLedger, ten
         await ledger.service.Debit(a_debit(tenant, 1, idempotency_key="k"))
 
     assert (refusal.value.reason, refusal.value.metadata["field"]) == ("IDEMPOTENCY_KEY_REUSED", "kind")
-
-
-@pytest.mark.parametrize(
-    "services",
-    [
-        [("blog", [("posts", 1)]), ("blog", [("posts", 2)])],
-        [("blog", [("posts", 1), ("posts", 2)])],
-        [("blog", [("posts", -1)])],
-        [("blog", [("posts", None)])],
-        [("Blog ", [])],
-    ],
-    ids=["a service twice", "a limit twice", "below zero", "no ceiling", "no word"],
-)
-async def test_entitlements_that_mean_nothing_are_refused(
-    ledger: RunningLedger, tenant: str, services: list[tuple[str, list[tuple[str, int | None]]]]
-) -> None:
-    request = funding_pb.SetEntitlementsRequest(tenant_id=tenant, idempotency_key="e", version=1)
-    for code, limits in services:
-        request.services.add(
-            service_code=code, limits=[types.Limit(key=key, value=value) for key, value in limits]
-        )
-
-    with pytest.raises(errors.InvalidArgument) as refusal:
-        await ledger.funding.SetEntitlements(request)
-
-    assert refusal.value.violations[0][0].startswith("services")
-
-
-async def test_a_version_of_entitlements_has_one_content(ledger: RunningLedger, tenant: str) -> None:
-    await ledger.funding.SetEntitlements(entitlements(tenant, 3, posts=10))
-
-    same = await ledger.funding.SetEntitlements(entitlements(tenant, 3, posts=10))
-    with pytest.raises(errors.FailedPrecondition) as refusal:
-        await ledger.funding.SetEntitlements(entitlements(tenant, 3, posts=11))
-
-    assert same.outcome == funding_pb.ENTITLEMENTS_OUTCOME_APPLIED
-    assert (refusal.value.reason, refusal.value.metadata["field"]) == ("IDEMPOTENCY_KEY_REUSED", "services")
-    kept = await ledger.funding.GetEntitlements(funding_pb.GetEntitlementsRequest(tenant_id=tenant))
-    assert kept.services[0].limits[0].value == 10
-
-
-async def test_services_that_a_newer_version_leaves_out_are_disabled(
-    ledger: RunningLedger, tenant: str
-) -> None:
-    await ledger.funding.SetEntitlements(entitlements(tenant, 1))
-    bare = funding_pb.SetEntitlementsRequest(tenant_id=tenant, idempotency_key="e2", version=2)
-
-    first = await ledger.funding.SetEntitlements(bare)
-    again = await ledger.funding.SetEntitlements(bare)
-    answer = await ledger.service.CheckLimit(
-        pb.CheckLimitRequest(tenant_id=tenant, limit_key="blog.posts", requested=1)
-    )
-
-    assert first == again
-    assert answer.decision.reason == pb.LIMIT_REASON_SERVICE_DISABLED
