@@ -12,7 +12,10 @@ help: ## show this list
 	@test -n "$(PY)" || { echo "Python 3.11 or newer is needed; none was found. Install it, or name one: make $(MAKECMDGOALS) PY=/path/to/python3"; exit 1; }
 	@if command -v uv >/dev/null 2>&1; then mkdir -p .tools/bin && ln -sf "$$(command -v uv)" $(UV); \
 	 else test -x $(UV) || $(PY) -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target .tools uv==0.13.8 || true; fi
+	@# Where the home folder is closed to us (sudo -u), uv has to do without it.
 	@if test -x $(UV); then \
+	   cache="$$($(UV) cache dir)"; { mkdir -p "$$cache" && test -w "$$cache"; } 2>/dev/null \
+	   || export UV_NO_CACHE=1 UV_PYTHON_INSTALL_DIR="$(CURDIR)/.tools/python"; \
 	   $(UV) venv --quiet --allow-existing --python "$(PY)" .venv \
 	   && $(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.lock; \
 	 else \
