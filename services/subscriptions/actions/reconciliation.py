@@ -1,7 +1,9 @@
 """Pays what is owed to the ledger and the provider: right after the commit that caused it, and by the reconcile job."""
 
 import asyncio
-from collections.abc import Sequence
+import contextvars
+import time
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -31,11 +33,17 @@ from shared.clock import Clock
 from shared.database import transaction
 from shared.errors import BillingError, FailedPrecondition, Internal
 from shared.ops import store as ops
+from shared.rpc import context as rpc_context
 
 AT_ONCE = 8
 # How long a caller waits for what follows from its call, while it goes on behind it.
 PATIENCE_SECONDS = 2.0
-DEFAULT_MAX = 200
+# A failed task whose next attempt is no further away is taken up here; the job has the others, and those of the dead.
+COME_BACK_WITHIN = timedelta(minutes=5)
+COME_BACK_MAX = 10_000
+DEFAULT_MAX = 2_000
+# Less than the job's deadline, so that a run that meets a hanging neighbour still says what it did.
+RUN_SECONDS = 180.0
 ALERTS_MAX = 50
 COMPLETED_KEPT = timedelta(days=90)
 KEYS_KEPT = timedelta(days=90)
@@ -68,18 +76,28 @@ class Reconciler:
         self._mode = mode
         self._clock = clock
         self._at_work: set[asyncio.Task[None]] = set()
+        self._coming_back: dict[tuple[str, Counterpart], asyncio.Task[None]] = {}
+        self._few = asyncio.Semaphore(AT_ONCE)
 
     async def attempt(self, tenant_id: str) -> None:
         """Pay what a tenant is owed now. Its cause is committed, so nothing here fails or long delays the caller."""
-        work = asyncio.create_task(self._attempt(tenant_id))
-        self._at_work.add(work)
-        work.add_done_callback(self._at_work.discard)
-        await asyncio.wait({work}, timeout=PATIENCE_SECONDS)
+        await asyncio.wait({self._begin(self._attempt(tenant_id))}, timeout=PATIENCE_SECONDS)
 
     async def drain(self) -> None:
-        """Wait a little for attempts that outlived their callers; the next process finds what is left."""
+        """Wait a little for attempts that outlived their callers; the job finds what is left."""
+        for waiting in self._coming_back.values():
+            waiting.cancel()
         if self._at_work:
             await asyncio.wait(self._at_work, timeout=PATIENCE_SECONDS)
+
+    def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        # What is owed outlives the call that caused it, so that call's deadline does not bind it.
+        free = contextvars.copy_context()
+        free.run(rpc_context.deadline.set, None)
+        begun = asyncio.create_task(work, context=free)
+        self._at_work.add(begun)
+        begun.add_done_callback(self._at_work.discard)
+        return begun
 
     async def _attempt(self, tenant_id: str) -> None:
         # A silent provider must not keep the ledger waiting, nor the other way round.
@@ -96,8 +114,8 @@ class Reconciler:
     async def reconcile(self, *, max_tasks: int, dry_run: bool) -> Reconciled:
         """Try everything that is due, each task once, those of one tenant in the order in which they arose."""
         counts = {"completed": 0, "failed": 0, "abandoned": 0}
-        limit = max_tasks or DEFAULT_MAX
-        while not dry_run and (left := limit - sum(counts.values())) > 0:
+        limit, ends_at = max_tasks or DEFAULT_MAX, time.monotonic() + RUN_SECONDS
+        while not dry_run and (left := limit - sum(counts.values())) > 0 and time.monotonic() < ends_at:
             claimed = await self._claim(min(left, AT_ONCE))
             if not claimed:
                 break
@@ -154,7 +172,24 @@ class Reconciler:
             error=words,
             exc_info=not isinstance(error, BillingError),
         )
+        if not given_up:
+            self._come_back(task, wait)
         return "abandoned" if given_up else "failed"
+
+    def _come_back(self, task: Task, wait: timedelta) -> None:
+        """Take the tenant's line up again when the task is due, rather than at the job's next tick."""
+        line = (task.tenant_id, task.counterpart)
+        if wait > COME_BACK_WITHIN or line in self._coming_back or len(self._coming_back) >= COME_BACK_MAX:
+            return
+        self._coming_back[line] = self._begin(self._take_up(*line, wait))
+
+    async def _take_up(self, tenant_id: str, counterpart: Counterpart, wait: timedelta) -> None:
+        try:
+            await asyncio.sleep(wait.total_seconds())
+        finally:
+            del self._coming_back[tenant_id, counterpart]
+        async with self._few:
+            await self._empty_line(tenant_id, counterpart)
 
     async def _perform(self, task: Task) -> str | None:
         match task.task_type:
