@@ -20,6 +20,8 @@ OURS = (
 )
 for name in [name for name in os.environ if name.startswith(OURS)]:
     del os.environ[name]
+# Read when grpc is imported: tests fork only to start programs, and grpc would complain of it in their output.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 os.environ["TZ"] = "America/New_York"
 time.tzset()
 

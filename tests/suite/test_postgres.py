@@ -68,9 +68,10 @@ class Supervisor:
             env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         assert process.stdout is not None
-        words = process.stdout.readline().split()
-        assert len(words) == 2, f"it did not start: {words} {process.stdout.read()}"
-        return cls(process, int(words[0]), words[1])
+        line = process.stdout.readline()
+        pid, _, url = line.partition(" ")
+        assert pid.isdigit(), f"it did not start: {line}{process.stdout.read()}"
+        return cls(process, int(pid), url.strip())
 
     def kill(self) -> None:
         self.process.kill()

@@ -346,15 +346,25 @@ async def test_many_large_bodies_that_never_end_take_bounded_memory(start: Start
     room = await start(deliver=False, webhooks_receive_seconds=2)
     host, port = room.url.removeprefix("http://").split(":")
     senders = [await asyncio.open_connection(host, int(port)) for _ in range(90)]
-    for _, writer in senders:
-        writer.write(b"POST /webhooks/razorpay HTTP/1.1\r\nHost: h\r\nContent-Length: 1048000\r\n\r\n")
-        writer.write(b"x" * 1_040_000)
+    try:
+        for _, writer in senders:
+            writer.write(b"POST /webhooks/razorpay HTTP/1.1\r\nHost: h\r\nContent-Length: 1048000\r\n\r\n")
+            writer.write(b"x" * 1_040_000)
+        answers = await asyncio.gather(*(first_bytes(reader) for reader, _ in senders))
+        good = await room.post(charged(tenant))
+    finally:
+        for _, writer in senders:
+            writer.close()
 
-    answers = await asyncio.gather(*(reader.read(12) for reader, _ in senders))
-    good = await room.post(charged(tenant))
-
-    assert set(answers) == {b"HTTP/1.1 503", b"HTTP/1.1 408"}
+    assert set(answers) <= {b"HTTP/1.1 503", b"HTTP/1.1 408", b""}
+    assert b"HTTP/1.1 503" in answers
     assert answers.count(b"HTTP/1.1 408") <= 69
     assert good.status_code == 200
-    for _, writer in senders:
-        writer.close()
+
+
+async def first_bytes(reader: asyncio.StreamReader) -> bytes:
+    """Nothing if the connection was reset: on a busy machine the answer overtakes bytes still on their way."""
+    try:
+        return await reader.read(12)
+    except ConnectionResetError:
+        return b""
