@@ -70,6 +70,7 @@ Index(
     _event.id,
     postgresql_where=NOT_PROCESSED,
 )
+Index("webhook_events_nameless", _event.aggregate_id, postgresql_where=text("tenant_id IS NULL"))
 Index("webhook_events_received", _event.received_at, _event.id)
 Index("webhook_events_tenant", _event.tenant_id, _event.received_at)
 Index("webhook_events_event_id", _event.event_id)

@@ -10,7 +10,6 @@ from datetime import datetime
 from services.subscriptions.rules.catalog import FREE, Cycle
 from services.subscriptions.rules.fence import KnownSubscription
 
-STATUSES = ("incomplete", "trialing", "active", "past_due", "paused", "canceled")
 # Statuses in which the plan entitles; in the others the free plan does.
 ENTITLING = frozenset({"trialing", "active", "past_due"})
 _STATUS = {

@@ -92,6 +92,8 @@ class Courier:
             return await self._failed(event, error)
         async with transaction(self._engine) as db:
             mine = await store.finish_event(db, event, decision, self._clock())
+            if mine and decision.tenant_id and facts.order_id:
+                await store.name_tenant(db, event, facts.order_id, decision.tenant_id)
         return self._told(event, decision.outcome if mine else "lost", decision.reason, decision)
 
     @staticmethod

@@ -101,6 +101,13 @@ class Facts:
     refund: Refund | None = None
     dispute: Dispute | None = None
 
+    @property
+    def order_id(self) -> str:
+        """The order behind the money: what the many events of one payment have in common."""
+        if self.payment is not None and self.payment.order_id:
+            return self.payment.order_id
+        return self.order.id if self.order is not None else ""
+
 
 @dataclass(frozen=True)
 class Glance:

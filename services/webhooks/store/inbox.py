@@ -60,6 +60,14 @@ _FINISH = text(f"""
         outcome_reason = :reason, tenant_id = COALESCE(:tenant_id, tenant_id), next_retry_at = NULL,
         locked_until = NULL, last_error = NULL {_STILL_MINE}
 """).bindparams(bindparam("now", type_=MOMENT))
+# Skips what another worker is writing, so that two that name each other's events never wait for one another.
+_NAME_TENANT = text("""
+    UPDATE webhook_events SET tenant_id = :tenant_id WHERE id IN (
+        SELECT id FROM webhook_events
+        WHERE aggregate_id = :order_id AND tenant_id IS NULL
+          AND provider = :provider AND account_id = :account_id AND mode = :mode
+        FOR UPDATE SKIP LOCKED)
+""")
 _SET_ASIDE = text(f"""
     WITH dead AS (
         UPDATE webhook_events SET processed = true, processed_at = :now, outcome = 'dead',
@@ -108,6 +116,18 @@ async def finish_event(db: AsyncConnection, event: Claimed, decision: Decision, 
         "tenant_id": decision.tenant_id,
     }
     return (await db.execute(_FINISH, values)).rowcount == 1
+
+
+async def name_tenant(db: AsyncConnection, event: Claimed, order_id: str, tenant_id: str) -> None:
+    """Says whom earlier events of the same order concerned: they came before anything that could tell."""
+    values = {
+        "order_id": order_id,
+        "tenant_id": tenant_id,
+        "provider": event.provider,
+        "account_id": event.account_id,
+        "mode": event.mode,
+    }
+    await db.execute(_NAME_TENANT, values)
 
 
 async def set_aside(
