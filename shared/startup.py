@@ -1,22 +1,59 @@
-"""What every room checks before it serves."""
+"""What every room checks before it serves; each refusal is one sentence on the way out, and never shows a secret."""
 
-import asyncio
-from pathlib import Path
+from collections.abc import Mapping
+from ipaddress import ip_address
+from types import MappingProxyType
+from urllib.parse import urlsplit
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+import psycopg
 
-from shared import database, migrations
+from shared import migrations
+
+EMBEDDED_CLUSTER_NAME = "billing-embedded"
+NOBODY: Mapping[str, str] = MappingProxyType({})
+
+_CONNECT_SECONDS = 2
 
 
-async def check(engine: AsyncEngine, url: str, *, room: Path, test_clock: bool) -> None:
-    """Ends the start-up on a schema that is behind, or with a moved clock on anything but the embedded database.
+def check(
+    database_url: str, schema: migrations.Schema, *, test_clock: bool, outsiders: Mapping[str, str] = NOBODY
+) -> None:
+    """Ends the start-up unless the database answers, its schema is current, and no moved clock meets real money.
 
-    `room` is the room's folder; its name is its schema's.
+    `outsiders`: settings that name where this room meets real money, and their values.
     """
-    schema = migrations.Schema(room.name, room / "migrations")
+    setting = f"{schema.name.upper()}_DATABASE_URL"
     try:
-        await asyncio.to_thread(migrations.assert_current, url, schema)
-    except migrations.SchemaBehind as error:
-        raise SystemExit(str(error)) from None
+        with psycopg.connect(database_url, connect_timeout=_CONNECT_SECONDS) as db:
+            cluster = db.execute("SHOW cluster_name").fetchone()
+        migrations.assert_current(database_url, schema)
+    except migrations.SchemaBehind as behind:
+        raise SystemExit(str(behind)) from None
+    except psycopg.OperationalError as error:
+        raise SystemExit(f"{setting}: the database did not answer: {_first_line(error)}") from None
+    except psycopg.Error as error:
+        # Without a state it never reached a server: the driver quotes what it cannot read, which may be a password.
+        what = _first_line(error) if error.sqlstate else "it is not a URL of PostgreSQL"
+        raise SystemExit(f"{setting}: {what}") from None
     if test_clock:
-        await database.refuse_test_clock_elsewhere(engine)
+        _refuse_real_money(None if cluster is None else cluster[0], outsiders)
+
+
+def _refuse_real_money(cluster_name: str | None, outsiders: Mapping[str, str]) -> None:
+    if cluster_name != EMBEDDED_CLUSTER_NAME:
+        raise SystemExit("BILLING_TEST_CLOCK is set, but the database is not the embedded one: unset it")
+    for name, url in outsiders.items():
+        if not _is_loopback(url):
+            raise SystemExit(f"BILLING_TEST_CLOCK is set, but {name} is not on this machine: unset one")
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _first_line(error: psycopg.Error) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -9,10 +9,10 @@ from services.ledger.actions import Ledger
 from services.ledger.config import LedgerSettings
 from services.ledger.lanes import Lanes
 from services.ledger.rpc import LedgerFundingService, LedgerMaintenanceService, LedgerService
-from shared import config, database, logs, startup
+from shared import config, database, logs, migrations, startup
 from shared.rpc.server import Audience, Door, serve
 
-ROOM = Path(__file__).parent
+SCHEMA = migrations.Schema("ledger", Path(__file__).parent / "migrations")
 
 
 def doors(ledger: Ledger) -> list[Door]:
@@ -43,8 +43,6 @@ async def main(settings: LedgerSettings) -> None:
     """Serves until told to stop."""
     url = settings.ledger_database_url
     engine = database.create_engine(url, application_name="ledger", pool_size=settings.ledger_pool_size)
-    await startup.check(engine, url, room=ROOM, test_clock=settings.billing_test_clock is not None)
-
     lanes = Lanes(
         url,
         count=settings.ledger_lanes,
@@ -66,4 +64,5 @@ async def main(settings: LedgerSettings) -> None:
 if __name__ == "__main__":
     loaded = config.load(LedgerSettings)
     logs.configure("ledger", loaded.log_level)
+    startup.check(loaded.ledger_database_url, SCHEMA, test_clock=loaded.billing_test_clock is not None)
     uvloop.run(main(loaded))

@@ -27,7 +27,7 @@ from shared.errors import BillingError, Unavailable
 
 BATCH_MAX = 200
 # What one round trip may take before its connection is given up: a half-open link never answers.
-ROUND_TRIP_SECONDS = 16.0
+ROUND_TRIP_SECONDS = 8.0
 # A lost connection is tried again for about as long as a caller waits.
 ATTEMPTS_MAX = 8
 

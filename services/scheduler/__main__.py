@@ -1,6 +1,5 @@
 """Starts the scheduler: `python -m services.scheduler`."""
 
-import psycopg
 import uvloop
 from billing.scheduler.v1 import scheduler_pb2_grpc
 
@@ -10,8 +9,7 @@ from services.scheduler.config import SchedulerSettings
 from services.scheduler.jobs import JOBS
 from services.scheduler.loop import Loop
 from services.scheduler.rpc import SchedulerService
-from shared import config, database, logs
-from shared.migrations import SchemaBehind, assert_current
+from shared import config, database, logs, startup
 from shared.rpc.client import open_channel
 from shared.rpc.server import Audience, Door, serve
 
@@ -21,8 +19,6 @@ async def run(settings: SchedulerSettings) -> None:
     engine = database.create_engine(
         settings.scheduler_database_url.get_secret_value(), application_name="scheduler"
     )
-    if settings.billing_test_clock is not None:
-        await database.refuse_test_clock_elsewhere(engine)
     await actions.prepare(engine)
     channels = {
         "ledger": open_channel(settings.ledger_address, settings.room_secret),
@@ -64,12 +60,11 @@ def main() -> None:
     for job in JOBS:
         for target in job.targets:
             method_of(target)
-    try:
-        assert_current(settings.scheduler_database_url.get_secret_value(), SCHEMA)
-    except SchemaBehind as behind:
-        raise SystemExit(str(behind)) from None
-    except psycopg.OperationalError as error:
-        raise SystemExit(f"SCHEDULER_DATABASE_URL: the database did not answer: {error}") from None
+    startup.check(
+        settings.scheduler_database_url.get_secret_value(),
+        SCHEMA,
+        test_clock=settings.billing_test_clock is not None,
+    )
     uvloop.run(run(settings))
 
 

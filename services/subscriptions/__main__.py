@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import psycopg
 import typer
 import uvloop
 from rich.console import Console
@@ -15,8 +14,7 @@ from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.config import SubscriptionsSettings
 from services.subscriptions.rpc.doors import doors
-from shared import clock, config, database, logs
-from shared.migrations import SchemaBehind, assert_current
+from shared import clock, config, database, logs, startup
 from shared.rpc.client import open_channel
 from shared.rpc.server import serve
 
@@ -27,8 +25,6 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 async def run(settings: SubscriptionsSettings) -> None:
     """Wire the room and serve until it is told to stop."""
     engine, razorpay = _engine(settings), _razorpay(settings)
-    if settings.billing_test_clock is not None:
-        await database.refuse_test_clock_elsewhere(engine)
     channel = open_channel(settings.ledger_address, settings.room_secret)
     ledger, mode = Ledger(channel), settings.razorpay_mode
     reconciler = Reconciler(engine, ledger, razorpay, mode=mode, clock=clock.now)
@@ -70,12 +66,12 @@ def _razorpay(settings: SubscriptionsSettings) -> Razorpay:
 def _prepared() -> SubscriptionsSettings:
     settings = config.load(SubscriptionsSettings)
     logs.configure(ROOM, settings.log_level)
-    try:
-        assert_current(settings.subscriptions_database_url, SCHEMA)
-    except SchemaBehind as behind:
-        raise SystemExit(str(behind)) from None
-    except psycopg.OperationalError as error:
-        raise SystemExit(f"SUBSCRIPTIONS_DATABASE_URL: the database did not answer: {error}") from None
+    startup.check(
+        settings.subscriptions_database_url,
+        SCHEMA,
+        test_clock=settings.billing_test_clock is not None,
+        outsiders={"RAZORPAY_API_URL": settings.razorpay_api_url},
+    )
     return settings
 
 

@@ -1,10 +1,8 @@
 """Every setting of the subscriptions room."""
 
-from ipaddress import ip_address
-from typing import Literal, Self
-from urllib.parse import urlsplit
+from typing import Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr
 
 from shared.config import RoomSettings
 
@@ -27,19 +25,3 @@ class SubscriptionsSettings(RoomSettings):
     razorpay_mode: Literal["test", "live"] = Field(
         default="test", description="events of the other are ignored"
     )
-
-    @model_validator(mode="after")
-    def _a_moved_clock_never_meets_the_provider(self) -> Self:
-        if self.billing_test_clock is not None and not _is_loopback(self.razorpay_api_url):
-            raise ValueError(
-                "BILLING_TEST_CLOCK is set, but RAZORPAY_API_URL is not on this machine: unset one"
-            )
-        return self
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

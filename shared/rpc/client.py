@@ -20,6 +20,8 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", 8 * 1024 * 1024),
     # Channels with equal arguments share one connection; a room's own pool keeps it apart from others'.
     ("grpc.use_local_subchannel_pool", 1),
+    # A proxy in the environment is the way to the world outside; rooms are neighbours.
+    ("grpc.enable_http_proxy", 0),
 ]
 
 

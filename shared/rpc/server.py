@@ -62,7 +62,12 @@ async def running_server(
     if settings.reflection:
         names = [door.service_name for door in doors] + [health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, server)
-    port = server.add_insecure_port(listen)
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError:
+        raise SystemExit(
+            f"cannot listen on {listen}: it is taken, or not an address of this machine"
+        ) from None
     await server.start()
     try:
         yield f"{listen.rpartition(':')[0]}:{port}", servicer, server

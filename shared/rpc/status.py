@@ -39,7 +39,9 @@ def to_status(error: errors.BillingError, *, domain: str, request_id: str) -> st
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.BillingError:
     """The refusal that the other side raised; codes we do not know are unknown outcomes."""
-    category = errors.BY_CODE.get(error.code().name, errors.Internal)
+    # CANCELLED by the other side: it stopped before it took the call up, or while it worked.
+    name = "UNAVAILABLE" if error.code() == grpc.StatusCode.CANCELLED else error.code().name
+    category = errors.BY_CODE.get(name, errors.Internal)
     message = error.details() or error.code().name.lower()
     status = rpc_status.from_call(error)
     reason, metadata, violations, retry_after = category.reason, {}, [], 1.0

@@ -76,9 +76,9 @@ ORDER BY lot DESC LIMIT :page"""
 # The clock is a query of its own: it is then read once, and the index serves the comparison.
 # A lot whose rest is all held waits for its hold; settling it again and again would change nothing.
 TENANTS_DUE = """
-SELECT DISTINCT tenant_id FROM credit_buckets
+SELECT tenant_id FROM credit_buckets
 WHERE NOT closed AND remaining > held AND expires_at <= (SELECT clock_timestamp() + make_interval(secs => :offset))
-ORDER BY tenant_id LIMIT :page"""
+ORDER BY expires_at, tenant_id LIMIT :page"""
 
 DUE = """
 SELECT count(*), coalesce(sum(remaining - held), 0)::bigint FROM credit_buckets
@@ -146,9 +146,9 @@ async def list_grants(db: AsyncConnection, tenant_id: str, *, before: int | None
 
 
 async def list_tenants_due(db: AsyncConnection, offset: timedelta, page: int) -> list[str]:
-    """Tenants with lots whose end has come and is not booked."""
+    """Tenants of up to `page` lots whose end has come and is not booked, the longest due first."""
     result = await db.execute(text(TENANTS_DUE), {"offset": offset.total_seconds(), "page": page})
-    return [row[0] for row in result]
+    return list(dict.fromkeys(row[0] for row in result))
 
 
 async def count_due(db: AsyncConnection, offset: timedelta) -> tuple[int, int]:
