@@ -163,3 +163,36 @@ async def test_a_period_at_the_edge_of_the_calendar_is_still_granted_for(room: R
     assert answer.reason == "granted"
     [grant] = room.rows("SELECT expires_at FROM credit_grants WHERE tenant_id = %s", tenant)
     assert grant["expires_at"] == datetime(2199, 12, 31, tzinfo=UTC) + timedelta(hours=48)
+
+
+async def test_a_pack_paid_three_times_shows_both_payments_too_many(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    order = await room.buy_credits(tenant)
+    for number in (1, 2, 3, 3, 2):
+        payment = events_pb.ProviderPayment(
+            id=f"pay_{tenant}_{number}",
+            order_id=order.order_id,
+            amount=166_000,
+            currency="INR",
+            status="captured",
+            captured=True,
+        )
+        told = event(event_type="payment.captured", payment=payment)
+        await room.events.ApplyPaymentEvent(told)
+        told.event.event_type = "order.paid"  # the same money, told again in another body
+        told.event.body_sha256 = told.event.body_sha256[::-1]
+        told.idempotency_key += ":order"
+        await room.events.ApplyPaymentEvent(told)
+
+    [finding] = room.rows(
+        "SELECT check_type, severity::text, observed FROM billing_integrity_reports WHERE tenant_id = %s",
+        tenant,
+    )
+    assert (finding["check_type"], finding["severity"]) == ("purchase_paid_twice", "critical")
+    earlier = finding["observed"]["earlier"]
+    assert {each["paymentId"] for each in (finding["observed"], *earlier)} == {
+        f"pay_{tenant}_2",
+        f"pay_{tenant}_3",
+    }
+    assert len(earlier) == 1
+    assert (await room.balance(tenant))["permanent"] == 2_200

@@ -11,7 +11,7 @@ from services.subscriptions.errors import IdempotencyKeyReused
 from services.subscriptions.rules import funding, tasks
 from services.subscriptions.rules.events import PaymentEvent
 from services.subscriptions.rules.fence import KnownSubscription
-from services.subscriptions.rules.funding import Decision, Situation
+from services.subscriptions.rules.funding import Decision, Finding, Situation
 from services.subscriptions.rules.purchases import (
     Intent,
     PackPurchase,
@@ -198,13 +198,20 @@ async def _write(
     if decision.fetch and subject.known is not None and not event.looked_up:
         owed.append(tasks.fetch_and_apply(subject.known, event.body_sha256[:16]))
     if decision.finding is not None:
-        await ops.open_finding(
-            db,
-            room=standing.ROOM,
-            check_type=decision.finding.check_type,
-            tenant_id=subject.tenant_id,
-            severity=decision.finding.severity,
-            observed=decision.finding.observed,
-        )
+        await _open_finding(db, decision.finding, subject.tenant_id)
     for task in owed:
         await task_store.insert_task(db, task, now)
+
+
+async def _open_finding(db: AsyncConnection, finding: Finding, tenant_id: str | None) -> None:
+    open_one = await store.find_open_finding(db, standing.ROOM, finding.check_type, tenant_id)
+    if open_one is not None:
+        finding = finding.beside(open_one)
+    await ops.open_finding(
+        db,
+        room=standing.ROOM,
+        check_type=finding.check_type,
+        tenant_id=tenant_id,
+        severity=finding.severity,
+        observed=finding.observed,
+    )

@@ -33,7 +33,6 @@ from shared.clock import Clock
 from shared.database import transaction
 from shared.errors import BillingError, FailedPrecondition, Internal
 from shared.ops import store as ops
-from shared.rpc import context as rpc_context
 
 AT_ONCE = 8
 # How long a caller waits for what follows from its call, while it goes on behind it.
@@ -91,10 +90,10 @@ class Reconciler:
             await asyncio.wait(self._at_work, timeout=PATIENCE_SECONDS)
 
     def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        # What is owed outlives the call that caused it, so that call's deadline does not bind it.
-        free = contextvars.copy_context()
-        free.run(rpc_context.deadline.set, None)
-        begun = asyncio.create_task(work, context=free)
+        # What is owed outlives the call that caused it: of that call it keeps the id, and not the deadline.
+        fresh = contextvars.Context()
+        fresh.run(logs.request_id.set, logs.request_id.get())
+        begun = asyncio.create_task(work, context=fresh)
         self._at_work.add(begun)
         begun.add_done_callback(self._at_work.discard)
         return begun

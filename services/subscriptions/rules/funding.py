@@ -19,6 +19,7 @@ from services.subscriptions.rules.purchases import PackPurchase
 Outcome = Literal["applied", "superseded", "ignored"]
 PROVIDER = "razorpay"
 
+EARLIER_MAX = 50
 _ONE_TIME = frozenset({"payment.captured", "order.paid"})
 _NEVER_FUNDING = frozenset(
     {"payment.authorized", "payment.failed", "payment.pending", "invoice.paid", "invoice.partially_paid"}
@@ -69,6 +70,13 @@ class Finding:
     check_type: str
     severity: Literal["warning", "critical"]
     observed: Mapping[str, Any]
+
+    def beside(self, open_one: Mapping[str, Any]) -> "Finding":
+        """This finding with what an open one of its kind says of other payments, which it would else cover up."""
+        earlier = [{name: value for name, value in open_one.items() if name != "earlier"}]
+        earlier += open_one.get("earlier", [])
+        others = [each for each in earlier if each.get("paymentId") != self.observed.get("paymentId")]
+        return replace(self, observed={**self.observed, "earlier": others[:EARLIER_MAX]}) if others else self
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Decided events, and the mirror of what they told about money."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import and_, or_, select
 from sqlalchemy.dialects.postgresql import insert
@@ -11,6 +13,7 @@ from services.subscriptions import tables
 from services.subscriptions.rules.events import PaymentEvent
 from services.subscriptions.rules.funding import Decision, Grant, Payment
 from shared.ids import new_id
+from shared.ops.tables import billing_integrity_reports
 
 # Two workers may decide one event at once; this constraint lets one of them.
 DECIDED_ONCE = ("processed_payment_events_once", "processed_payment_events_key")
@@ -71,6 +74,22 @@ async def insert_decided(
             processed_at=processed_at,
         )
     )
+
+
+async def find_open_finding(
+    db: AsyncConnection, room: str, check_type: str, tenant_id: str | None
+) -> Mapping[str, Any] | None:
+    """What an open finding of this kind says of the tenant."""
+    table = billing_integrity_reports
+    observed: Mapping[str, Any] | None = await db.scalar(
+        select(table.c.observed).where(
+            table.c.room == room,
+            table.c.check_type == check_type,
+            table.c.tenant_id == tenant_id,
+            table.c.resolved_at.is_(None),
+        )
+    )
+    return observed
 
 
 async def find_payment_tenant(db: AsyncConnection, payment_id: str) -> str | None:
