@@ -174,7 +174,10 @@ async def check_limit(
 
 
 async def settle_expired(ledger: Ledger, *, dry_run: bool, time_left_seconds: float) -> tuple[int, int]:
-    """Write down expiries that are due, tenant by tenant, as long as there is time: (lots, credits)."""
+    """Write down expiries that are due, tenant by tenant, as long as there is time: (lots, credits).
+
+    A tenant that cannot be settled keeps nobody else waiting; its failure is raised when nothing else is left.
+    """
     offset = clock.offset()
     async with ledger.engine.connect() as db:
         if dry_run:
@@ -185,15 +188,18 @@ async def settle_expired(ledger: Ledger, *, dry_run: bool, time_left_seconds: fl
         tenants = await _list_due(ledger, offset)
         if not tenants:
             break
-        done_before = settled_lots
-        for settled in await asyncio.gather(
-            *(ledger.lanes.submit(Settle(tenant_id)) for tenant_id in tenants)
-        ):
-            if isinstance(settled, Settled):
-                settled_lots += len(settled.expiries)
-                settled_credits -= sum(expiry.transaction.amount for expiry in settled.expiries)
-        if settled_lots == done_before:
-            break  # somebody else was faster, or the test clock went back: asking again would find the same
+        results = await asyncio.gather(
+            *(ledger.lanes.submit(Settle(tenant_id)) for tenant_id in tenants), return_exceptions=True
+        )
+        expiries = [expiry for each in results if isinstance(each, Settled) for expiry in each.expiries]
+        settled_lots += len(expiries)
+        settled_credits -= sum(expiry.transaction.amount for expiry in expiries)
+        if not expiries:
+            # Asking again would find the same: all failed, somebody else was faster, or the test clock went back.
+            for failure in results:
+                if isinstance(failure, BaseException):
+                    raise failure
+            break
     return settled_lots, settled_credits
 
 

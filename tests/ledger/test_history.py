@@ -1,13 +1,18 @@
 """What was: balances of past moments, and lists however long."""
 
+import asyncio
 from datetime import UTC, timedelta
+from pathlib import Path
 
+import psycopg
 import pytest
 from billing.ledger.v1 import ledger_funding_pb2 as funding_pb
+from billing.ledger.v1 import ledger_maintenance_pb2 as maintenance_pb
 from billing.ledger.v1 import ledger_pb2 as pb
 
 from services.ledger.store import reads
-from shared import errors, paging
+from shared import clock, errors, paging
+from tests.conftest import Database
 from tests.ledger.builders import a_debit, a_grant, in_days
 from tests.ledger.conftest import RunningLedger
 
@@ -83,3 +88,49 @@ async def test_a_page_token_of_another_list_is_refused(ledger: RunningLedger, te
         await ledger.funding.ListGrants(
             funding_pb.ListGrantsRequest(tenant_id=tenant, page_token=paging.token("txn_1"))
         )
+
+
+async def test_a_clock_that_goes_back_brings_nothing_back(
+    ledger: RunningLedger, tenant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "clock"
+    clock.move_to(file, timedelta())
+    monkeypatch.setenv("BILLING_TEST_CLOCK", str(file))
+    await ledger.funding.GrantCredits(a_grant(tenant, 10, expires_at=in_days(5)))
+    await ledger.funding.GrantCredits(a_grant(tenant, 3))
+
+    clock.move_to(file, timedelta(days=6))
+    await ledger.service.Debit(a_debit(tenant, 1))
+    clock.move_to(file, timedelta(days=1))
+    seen = await ledger.service.GetBalance(pb.GetBalanceRequest(tenant_id=tenant))
+    spent = await ledger.service.Debit(a_debit(tenant, 1))
+
+    assert (seen.balance.available, spent.balance.available) == (2, 1)
+
+
+async def test_a_tenant_that_cannot_be_settled_keeps_nobody_waiting(
+    ledger: RunningLedger, database: Database, tenant: str
+) -> None:
+    broken = f"{tenant}-broken"
+    for name in (broken, tenant):
+        await ledger.funding.GrantCredits(a_grant(name, 10, expires_at=in_days(0.2 / 86400)))
+    await asyncio.sleep(0.4)
+
+    async def set_seq(seq: int) -> None:
+        async with await psycopg.AsyncConnection.connect(database.admin_url, autocommit=True) as admin:
+            await admin.execute(
+                "UPDATE ledger.tenant_credits SET seq = %s WHERE tenant_id = %s", [seq, broken]
+            )
+
+    await set_seq(0)  # its next line would take a number that is taken
+    try:
+        with pytest.raises(errors.Internal):
+            await ledger.maintenance.SettleExpired(
+                maintenance_pb.SettleExpiredRequest(idempotency_key="job:b")
+            )
+    finally:
+        await set_seq(1)
+    listed = await ledger.service.ListTransactions(pb.ListTransactionsRequest(tenant_id=tenant))
+    await ledger.maintenance.SettleExpired(maintenance_pb.SettleExpiredRequest(idempotency_key="job:c"))
+
+    assert [each.amount for each in listed.transactions] == [-10, 10]

@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import psycopg
 import pytest
 
 from services.ledger import errors
 from services.ledger.lanes import Lanes
+from services.ledger.rules.batch import Decided
 from services.ledger.rules.model import PERMANENT, Debit, Grant, Outcome
+from services.ledger.store import lane
 from shared.errors import Unavailable
 from tests.conftest import Database
 
@@ -61,7 +64,7 @@ async def test_an_operation_that_the_database_cannot_take_fails_alone(
     lanes: Lanes, database: Database, tenant: str
 ) -> None:
     await lanes.submit(a_grant(tenant))
-    # PostgreSQL text cannot hold NUL, which no contract lets through: here it stands for any poison.
+    # PostgreSQL text cannot hold NUL, which the gate lets nobody send: here it stands for any poison.
     operations = [a_debit(tenant, "a"), a_debit(tenant, "poison\x00"), a_debit(tenant, "b")]
 
     results = await asyncio.gather(*(lanes.submit(each) for each in operations), return_exceptions=True)
@@ -135,3 +138,43 @@ async def test_leaving_tells_those_who_wait_that_the_outcome_is_unknown(
 
     with pytest.raises(Unavailable):
         await waiting
+
+
+async def test_two_processes_fund_a_payment_once_whatever_the_key(
+    lanes: Lanes, database: Database, tenant: str
+) -> None:
+    grants = [replace(a_grant(tenant), idempotency_key=f"grant:{number}") for number in range(8)]
+    async with Lanes(
+        database.url("ledger_rw"), count=1, waiting_max=300, waiting_per_tenant_max=200
+    ) as others:
+        results = await asyncio.gather(
+            *(each.submit(grant) for grant in grants for each in (lanes, others)), return_exceptions=True
+        )
+
+    funded = [each for each in results if isinstance(each, Outcome)]
+    assert len({each.transaction.id for each in funded}) == 1
+    assert [each.replayed for each in funded].count(False) == 1
+    refused = [each for each in results if not isinstance(each, Outcome)]
+    assert {type(each) for each in refused} == {errors.DuplicateReference}
+    assert await balance(database, tenant) == (100, 100)
+
+
+async def test_a_session_that_the_server_ended_for_idling_is_replaced(
+    lanes: Lanes, database: Database, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lanes.submit(a_grant(tenant))
+    write, failed = lane.write, []
+
+    async def write_late(connection: lane.Connection, decided: Decided) -> None:
+        if not failed:  # what the driver reports after this process was frozen inside a transaction
+            failed.append(True)
+            raise psycopg.errors.IdleInTransactionSessionTimeout
+        await write(connection, decided)
+
+    monkeypatch.setattr(lane, "write", write_late)
+
+    answer = await lanes.submit(a_debit(tenant, "k"))
+
+    assert isinstance(answer, Outcome)
+    assert failed
+    assert await balance(database, tenant) == (99, 99)
