@@ -53,7 +53,12 @@ def run(
         except (SuiteError, PostgresError, binaries.NoPostgres, AddressTaken, MigrationFailed) as error:
             fail(str(error))
         except psycopg.OperationalError as error:
-            fail(f"The database does not answer: {error}")
+            fail(f"The database does not answer: {error}\nStart it, or correct DATABASE_URL.")
+        except psycopg.errors.InsufficientPrivilege as error:
+            fail(
+                f"The user of DATABASE_URL may not prepare the database: {error}\n"
+                "It must be allowed to create roles (CREATEROLE) and must own the database."
+            )
 
 
 def _who_runs(folder: DataFolder) -> str:

@@ -32,6 +32,15 @@ def choose(wished: Mapping[str, str | None], reserved: ExitStack) -> dict[str, s
         return {name: _claim(name, wished.get(name), held, reserved) for name in DEFAULTS}
 
 
+def moves(wished: Mapping[str, str | None], chosen: Mapping[str, str]) -> list[str]:
+    """A sentence for each door that is not where it usually is, lest somebody calls a stranger there."""
+    return [
+        f"{usual} is taken by another program; {name} listens on {chosen[name]}"
+        for name, usual in DEFAULTS.items()
+        if wished.get(name) is None and chosen[name] != usual
+    ]
+
+
 def _claim(name: str, wished: str | None, held: ExitStack, reserved: ExitStack) -> str:
     host, port = split(wished or DEFAULTS[name])
     try:

@@ -354,8 +354,8 @@ async def _doors(runtime: Runtime) -> AsyncIterator[Doors]:
         open_channel(runtime.addresses["subscriptions"], product) as subscriptions,
         open_channel(runtime.addresses["ledger"], product) as ledger,
         open_channel(runtime.addresses["webhooks"], operator) as webhooks,
-        httpx.AsyncClient(base_url=runtime.webhooks_http_url, timeout=10) as ingress,
-        httpx.AsyncClient(base_url=runtime.sandbox_url, timeout=10) as sandbox,
+        httpx.AsyncClient(base_url=runtime.webhooks_http_url, timeout=10, trust_env=False) as ingress,
+        httpx.AsyncClient(base_url=runtime.sandbox_url, timeout=10, trust_env=False) as sandbox,
     ):
         yield Doors(
             subscriptions_pb2_grpc.SubscriptionsServiceStub(subscriptions),

@@ -77,6 +77,8 @@ class Launcher:
     async def _start(self) -> None:
         await self._outlive_leavings()
         listen = addresses.choose(self.settings.wished_addresses(), self._reserved)
+        for sentence in addresses.moves(self.settings.wished_addresses(), listen):
+            self.console.say("suite", sentence)
         await self.database.start()
         self._in_background(self.database.keep_running())
         applied = await asyncio.to_thread(migrate, self.database.admin_url, self.secrets.role_passwords)

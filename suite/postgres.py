@@ -89,7 +89,8 @@ class EmbeddedPostgres:
             yield from self._wait_for_orphans()
             if is_first and self._port_is_fixed and free_port([self.port]) != self.port:
                 raise PostgresError(
-                    f"port {self.port} is taken by another program; choose another for PostgreSQL"
+                    f"port {self.port} is taken by another program; choose another for PostgreSQL "
+                    "(BILLING_POSTGRES_PORT), or leave it unset and a free one is chosen"
                 )
             yield from self._launch()
         except PostgresError:

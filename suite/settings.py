@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
+from pydantic_core import PydanticCustomError
 
 from shared.config import Settings
 from suite import addresses
 
+
+def _host_and_port(address: str | None) -> str | None:
+    if address is not None and not re.fullmatch(r"\S*:\d{1,5}", address):
+        raise PydanticCustomError("address", "it must be a host and a port, as in 127.0.0.1:6001")
+    return address
+
+
+def _postgresql(url: SecretStr | None) -> SecretStr | None:
+    if url and not url.get_secret_value().startswith("postgresql://"):
+        raise PydanticCustomError(
+            "database", "it must be postgresql://<user>:<password>@<host>:<port>/<database>"
+        )
+    return url
+
+
 # A port of 0 asks for any free one.
-Listen = Annotated[str | None, Field(default=None, pattern=r"^\S+:\d{1,5}$")]
+Listen = Annotated[str | None, AfterValidator(_host_and_port), Field(default=None)]
 
 
 class SuiteSettings(Settings):
@@ -21,7 +38,7 @@ class SuiteSettings(Settings):
         default=None, description="where data, secrets and runtime.json lie"
     )
     billing_postgres_port: int | None = Field(default=None, ge=0, le=65535)
-    database_url: SecretStr | None = Field(
+    database_url: Annotated[SecretStr | None, AfterValidator(_postgresql)] = Field(
         default=None, description="administrator's; no embedded server then"
     )
     ledger_listen: Listen

@@ -18,7 +18,7 @@ OURS = (
     ),
     *("GATEWAY_SECRET", "ROOM_SECRET", "READONLY_", "DATABASE_URL", "LOG_LEVEL", "REFLECTION", "PG"),
 )
-for name in [name for name in os.environ if name.startswith(OURS)]:
+for name in [name for name in os.environ if name.startswith(OURS) or name.lower().endswith("_proxy")]:
     del os.environ[name]
 # Read when grpc is imported: tests fork only to start programs, and grpc would complain of it in their output.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"

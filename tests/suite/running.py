@@ -39,6 +39,8 @@ class RunningSuite:
         return {
             **os.environ,
             **dict.fromkeys(LISTENERS, "127.0.0.1:0"),
+            # A proxy is the way to the world outside, and nothing here may take it.
+            **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY"), "http://127.0.0.1:9"),
             "BILLING_POSTGRES_PORT": "0",
             "BILLING_DATA_DIR": str(self.data_dir),
             "BILLING_TEST_CLOCK": str(self.clock),

@@ -39,6 +39,14 @@ def test_a_port_that_another_program_has_is_refused_if_it_was_asked_for() -> Non
             addresses.choose({"sandbox": wish}, reserved)
 
 
+def test_who_is_not_at_the_usual_place_is_named() -> None:
+    chosen = {**addresses.DEFAULTS, "ledger": "127.0.0.1:7001", "sandbox": "127.0.0.1:7002"}
+
+    assert addresses.moves({"sandbox": "127.0.0.1:7002"}, chosen) == [
+        "127.0.0.1:50051 is taken by another program; ledger listens on 127.0.0.1:7001"
+    ]
+
+
 @pytest.mark.parametrize(
     ("listen", "called"),
     [

@@ -19,6 +19,7 @@ import pytest
 
 from shared.rpc.health import is_serving
 from suite import processes
+from tests.conftest import Database
 from tests.suite.running import HOUSE, RunningSuite
 
 PROCESSES = {"postgres", "sandbox", "ledger", "subscriptions", "webhooks", "scheduler"}
@@ -67,9 +68,8 @@ def test_the_note_says_where_everything_is_to_its_owner_alone(running_suite: Run
     for process in runtime["processes"].values():
         assert processes.started_at(process["pid"]) == process["started_at"]
     for room in ("ledger", "subscriptions", "webhooks", "scheduler"):
-        eventually(
-            partial(is_serving, runtime["addresses"][room])
-        )  # another test may have killed it just now
+        # Another test may have killed it just now.
+        eventually(partial(is_serving, runtime["addresses"][room]))
         assert runtime["addresses"][room].startswith("127.0.0.1:")
     for url in (runtime["webhooks_http_url"], runtime["sandbox_url"]):
         assert httpx.get(f"{url}/healthz").status_code == 200
@@ -201,11 +201,23 @@ def test_an_address_that_was_asked_for_and_is_taken_is_refused_by_name(own_suite
 
 
 def test_wrong_settings_are_named_together(own_suite: RunningSuite) -> None:
-    answer = suite_command(own_suite, "run", LEDGER_LISTEN="here", BILLING_POSTGRES_PORT="70000")
+    wrong = {"LEDGER_LISTEN": "here", "BILLING_POSTGRES_PORT": "70000", "DATABASE_URL": "mysql://a:hush@b/c"}
+    answer = suite_command(own_suite, "run", **wrong)
 
     assert answer.returncode != 0
-    assert "LEDGER_LISTEN" in answer.stderr
-    assert "BILLING_POSTGRES_PORT" in answer.stderr
+    for name in wrong:
+        assert name in answer.stderr
+    assert "hush" not in answer.stderr
+
+
+def test_a_database_that_may_not_be_prepared_is_refused_with_what_it_needs(
+    own_suite: RunningSuite, database: Database
+) -> None:
+    answer = suite_command(own_suite, "run", DATABASE_URL=database.url("ledger_rw"))
+
+    assert answer.returncode == 1
+    assert "must be allowed to create roles" in answer.stderr
+    assert "Traceback" not in answer.stderr
 
 
 def test_a_room_that_cannot_start_ends_the_run_with_its_reason(own_suite: RunningSuite) -> None:
