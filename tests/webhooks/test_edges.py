@@ -8,7 +8,7 @@ import pytest
 from billing.subscriptions.v1 import payment_events_pb2 as pb
 
 from services.webhooks.errors import Poison
-from services.webhooks.rules import razorpay
+from services.webhooks.rules import bodies, razorpay
 from tests.webhooks.harness import Running, sample
 
 
@@ -44,3 +44,26 @@ async def test_once_an_event_tells_the_tenant_earlier_ones_of_its_order_are_name
 
     named = {bytes(row["body"]) for row in rows if row["tenant_id"] == "tn_told"}
     assert named == {sample(name) for name in [*ours, "subscription.charged.json"]}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["password", "Authorization", "client_secret", "api-key", "accessToken", "key_secret", "otp", "SECRET"],
+)
+@pytest.mark.parametrize("end", [None, -1])
+def test_secrets_are_not_stored_whether_the_body_is_whole_or_not(name: str, end: int | None) -> None:
+    body = json.dumps({"event": "a.b", "payload": {"x": [{name: 'a"canary-4711', "kept": "yes"}]}}).encode()[
+        :end
+    ]
+
+    kept = bodies.prepare(body)
+
+    assert kept.masked
+    assert b"canary" not in kept.body
+    assert b"yes" in kept.body
+
+
+def test_entities_that_bear_such_a_name_are_kept() -> None:
+    body = json.dumps({"event": "a.b", "payload": {"secret": {"entity": {"id": "x_1"}}}}).encode()
+
+    assert bodies.prepare(body).body == body

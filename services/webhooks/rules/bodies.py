@@ -1,4 +1,4 @@
-"""Raw bodies: read as JSON or called poison, and freed of card data before they are stored."""
+"""Raw bodies: read as JSON or called poison, and freed of card data and secrets before they are stored."""
 
 import json
 import re
@@ -9,11 +9,13 @@ from services.webhooks.errors import Poison
 
 MASK = "[masked]"
 
-# PCI DSS 3.3.1: never stored, whoever sends them. Compared without case, `_`, `-` and blanks.
+# PCI DSS 3.3.1 and what opens doors: never stored, whoever sends them. Compared without case, `_`, `-` and blanks.
 _FORBIDDEN_FIELDS = frozenset({
     "cardnumber", "accountnumber", "primaryaccountnumber", "pan", "cvv", "cvv2", "cvc", "cvc2", "csc",
     "securitycode", "pinblock", "cardpin", "track1", "track2", "trackdata", "track1data", "track2data",
     "magstripe",
+    "password", "passwd", "otp", "secret", "clientsecret", "keysecret", "webhooksecret", "apisecret", "apikey",
+    "accesstoken", "refreshtoken", "privatekey", "authorization",
 })  # fmt: skip
 # These names also occur without card data: masked when they hold at least so many digits.
 _AMBIGUOUS_FIELDS = {"number": 12, "track": 12, "pin": 4}
@@ -22,7 +24,8 @@ _DIGITS = re.compile(r"[0-9]{13,19}")
 _RAW_NUMBER = re.compile(rb"(?<![0-9A-Za-z])[0-9](?:[ -]?[0-9]){12,18}(?![0-9A-Za-z])")
 _RAW_FIELD = re.compile(
     rb'("(?:card[_ -]?number|account[_ -]?number|number|pan|cvv2?|cvc2?|csc|pin|security[_ -]?code|track[_ -]?data'
-    rb'|track[12]?)"\s*:\s*)("[^"]*"?|[0-9]+)',
+    rb"|track[12]?|passw(?:or)?d|otp|(?:(?:client|key|webhook|api)[_ -]?)?secret|api[_ -]?key|(?:access|refresh)[_ -]?token"
+    rb'|private[_ -]?key|authorization)"\s*:\s*)("(?:[^"\\]|\\.)*"?|[0-9]+)',
     re.IGNORECASE,
 )
 
