@@ -186,6 +186,9 @@ async def _finish(
         await purchases.finish_intent(db, intent.id, made.id)
         known, _ = fence.merge(first_knowledge(intent, made.id), made, intent.created_at)
         await store.save_known(db, known)
+        # Found again and used meanwhile: its events may have come when they named nobody.
+        if made.status != "created":
+            await task_store.insert_task(db, tasks.fetch_and_apply(known, intent.id), now)
         await _drop_previous(db, row, now)
         pending = replace(
             row,

@@ -104,11 +104,15 @@ class Reconciler:
 
     async def _empty_line(self, tenant_id: str, counterpart: Counterpart) -> None:
         # Looks again after each task: a neighbour's may have been written behind one that we hold.
+        taught = False
         try:
             while claimed := await self._claim(1, tenant_id=tenant_id, counterpart=counterpart):
                 await self._run(claimed)
+                taught = counterpart == "provider"
         except Exception:
             _log.exception("attempt_failed", tenant_id=tenant_id)  # the job takes it up
+        if taught:  # what the provider said may be owed to the ledger
+            await self._empty_line(tenant_id, "ledger")
 
     async def reconcile(self, *, max_tasks: int, dry_run: bool) -> Reconciled:
         """Try everything that is due, each task once, those of one tenant in the order in which they arose."""
