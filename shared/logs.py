@@ -26,7 +26,8 @@ def configure(room: str, level: str = "info") -> None:
     threshold = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            # Not by a context variable: work in a context of its own would log without its room.
+            lambda _logger, _method, event: {"room": room, **event},
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
             _add_request_id,
@@ -38,7 +39,6 @@ def configure(room: str, level: str = "info") -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(room=room)
     # Libraries log through the standard module; only their warnings are worth a line.
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
 

@@ -137,7 +137,7 @@ class Gate(grpc.aio.ServerInterceptor):
             request_id = _begin(_Headers(call.invocation_metadata()))
             started_at = time.monotonic()
             try:
-                async for answer in behaviour(requests, call):
+                async for answer in behaviour(_checked(requests), call):
                     yield answer
             except Exception as error:
                 refusal = _as_billing_error(error, method)
@@ -180,6 +180,12 @@ def _begin(headers: _Headers) -> str:
     request_id = given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else logs.new_request_id()
     logs.request_id.set(request_id)
     return request_id
+
+
+async def _checked(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+    async for request in requests:
+        validation.check(request)
+        yield request
 
 
 def _parsed(raw: bytes, parse: Any) -> Any:

@@ -43,6 +43,12 @@ class Peer(ledger_pb2_grpc.LedgerServiceServicer):
         self.request_ids: list[str] = []
         self.remaining: list[float | None] = []
 
+    async def StreamDebits(
+        self, requests: AsyncIterator[pb.StreamDebitsRequest], context: Any
+    ) -> AsyncIterator[pb.StreamDebitsResponse]:
+        async for request in requests:
+            yield pb.StreamDebitsResponse(number=request.number)
+
     async def GetBalance(self, request: pb.GetBalanceRequest, context: Any) -> pb.GetBalanceResponse:
         self.request_ids.append(logs.request_id.get())
         self.remaining.append(rpc_context.remaining_seconds())
@@ -316,6 +322,22 @@ async def test_a_stranger_is_refused_before_sending_anything(pair: Pair) -> None
         call = channel.stream_stream(f"/{SERVICE}/StreamDebits")(timeout=5)
 
         assert await call.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_each_message_of_a_stream_is_validated(pair: Pair, secrets: Secrets) -> None:
+    item = pb.BatchDebitItem(
+        debit=pb.DebitRequest(tenant_id="t", idempotency_key="k", credits=1, reason="a.b")
+    )
+    async with grpc.aio.insecure_channel(pair.address) as channel:
+        call = ledger_pb2_grpc.LedgerServiceStub(channel).StreamDebits(
+            metadata=(("x-gateway-key", secrets.gateway),), timeout=5
+        )
+        await call.write(pb.StreamDebitsRequest(number=1, items=[item]))
+        first = await call.read()
+        await call.write(pb.StreamDebitsRequest(number=0, items=[item]))
+
+        assert first == pb.StreamDebitsResponse(number=1)
+        assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("sent", ["9" * 5000, "9" * 400, "-1", "soon"])

@@ -33,8 +33,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     addon (the add-on that lifts it, when one does). Upgrade or buy the add-on.
     """
     ERROR_REASON_IDEMPOTENCY_KEY_REUSED: _ErrorReason.ValueType  # 3
-    """FAILED_PRECONDITION: the idempotency key was used before for something else. Metadata: idempotency_key; field,
-    the first one that differs. Use a new key for a new operation.
+    """FAILED_PRECONDITION: the idempotency key was used before for something else. Metadata: field, the
+    first one that differs; idempotency_key, or version where that is the key. Use a new key for a new operation.
     """
     ERROR_REASON_UNKNOWN_TENANT: _ErrorReason.ValueType  # 4
     """NOT_FOUND: the tenant has no account. Metadata: tenant_id. Provision the tenant first."""
@@ -95,8 +95,8 @@ ERROR_REASON_PLAN_LIMIT_REACHED: ErrorReason.ValueType  # 2
 addon (the add-on that lifts it, when one does). Upgrade or buy the add-on.
 """
 ERROR_REASON_IDEMPOTENCY_KEY_REUSED: ErrorReason.ValueType  # 3
-"""FAILED_PRECONDITION: the idempotency key was used before for something else. Metadata: idempotency_key; field,
-the first one that differs. Use a new key for a new operation.
+"""FAILED_PRECONDITION: the idempotency key was used before for something else. Metadata: field, the
+first one that differs; idempotency_key, or version where that is the key. Use a new key for a new operation.
 """
 ERROR_REASON_UNKNOWN_TENANT: ErrorReason.ValueType  # 4
 """NOT_FOUND: the tenant has no account. Metadata: tenant_id. Provision the tenant first."""
