@@ -26,7 +26,7 @@ _OPTIONS = [
 
 
 def open_channel(address: str, key: SecretStr) -> grpc.aio.Channel:
-    """A channel to another room. Unary calls raise BillingError, end by the caller's deadline, and are never retried here."""
+    """A channel to another room. Unary calls raise BillingError, end by the caller's deadline, never retried."""
     return grpc.aio.insecure_channel(address, options=_OPTIONS, interceptors=[_Envoy(key)])
 
 
