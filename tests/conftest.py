@@ -86,7 +86,7 @@ class Cluster:
 
     def stop(self) -> None:
         self.server.stop()
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)  # another run may be clearing it away already
 
 
 _cluster: Cluster | None = None

@@ -42,7 +42,7 @@ def test_one_request_id_follows_a_delivery_from_the_ingress_to_the_ledger(
     assert grants, "the demo before this test granted credits"
 
     followed = [
-        {each.get("room") for each in entries if each.get("request_id") == grant["request_id"]}
+        {each["room"] for each in entries if each.get("request_id") == grant["request_id"]}
         for grant in grants
     ]
 

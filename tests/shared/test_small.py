@@ -1,6 +1,9 @@
 """Clock, ids, paging, backoff."""
 
 import contextlib
+import json
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -66,3 +69,14 @@ def test_backoff_doubles_up_to_its_ceiling_and_never_comes_at_once(attempt: int)
     wait = backoff.delay(attempt, base_seconds=2, max_seconds=60).total_seconds()
 
     assert min(60, 2 ** min(attempt, 40)) / 2 <= wait <= min(60, 2 ** min(attempt, 40))
+
+
+def test_a_log_line_bears_its_room_whatever_context_it_was_written_in() -> None:
+    script = (
+        "import contextvars; from shared import logs; logs.configure('ledger');"
+        "contextvars.Context().run(logs.get_logger().info, 'far_away')"
+    )
+
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
+
+    assert (json.loads(said)["room"], json.loads(said)["event"]) == ("ledger", "far_away")
