@@ -3,7 +3,7 @@
 EventNotFound         no event has this id
 EventBodyRemoved      too old to be replayed
 DeadLetterNotFound    no dead letter has this id
-InvalidPageToken      a token that this list did not make
+PageTokenInvalid      a token that this list did not make
 IdempotencyKeyReused  the key belongs to another request
 SelectionTooLarge     more than one call may change
 NotStored             the delivery is not on disk: the provider must send it again
@@ -25,8 +25,8 @@ class DeadLetterNotFound(NotFound):
     reason = "DEAD_LETTER_NOT_FOUND"
 
 
-class InvalidPageToken(InvalidArgument):
-    reason = "INVALID_PAGE_TOKEN"
+class PageTokenInvalid(InvalidArgument):
+    reason = "PAGE_TOKEN_INVALID"
 
 
 class IdempotencyKeyReused(FailedPrecondition):

@@ -79,7 +79,7 @@ async def test_a_token_of_another_list_is_refused(room: Running) -> None:
     with pytest.raises(InvalidArgument) as refusal:
         await room.admin.ListEvents(pb.ListEventsRequest(page_token="bm9uc2Vuc2U="))
 
-    assert refusal.value.reason == "INVALID_PAGE_TOKEN"
+    assert refusal.value.reason == "PAGE_TOKEN_INVALID"
 
 
 async def test_an_event_is_shown_without_what_is_personal(room: Running) -> None:

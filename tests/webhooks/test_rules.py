@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.webhooks.errors import InvalidPageToken, Poison
+from services.webhooks.errors import PageTokenInvalid, Poison
 from services.webhooks.rules import bodies, health, razorpay, values
 from services.webhooks.rules.delivery import (
     Patience,
@@ -394,5 +394,5 @@ def test_page_tokens_come_back() -> None:
     assert position_of(page_token(position)) == position
     assert position_of("") is None
     for odd in ("x", "bm9uc2Vuc2U=", page_token(Position(datetime(2026, 1, 1), "naive"))):  # noqa: DTZ001
-        with pytest.raises(InvalidPageToken):
+        with pytest.raises(PageTokenInvalid):
             position_of(odd)

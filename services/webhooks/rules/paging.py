@@ -5,7 +5,7 @@ import binascii
 from dataclasses import dataclass
 from datetime import datetime
 
-from services.webhooks.errors import InvalidPageToken
+from services.webhooks.errors import PageTokenInvalid
 
 DEFAULT_SIZE = 50
 
@@ -34,7 +34,7 @@ def position_of(token: str) -> Position | None:
     except (binascii.Error, ValueError):
         position = None
     if position is None or position.moment.tzinfo is None or not position.id or "\x00" in position.id:
-        raise InvalidPageToken(
+        raise PageTokenInvalid(
             "page_token is not one of this list",
             violations=[("page_token", "was not made by this list; start again without one")],
         )

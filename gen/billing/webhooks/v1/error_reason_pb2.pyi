@@ -32,7 +32,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """No dead letter has this id; it may have been requeued or discarded already. Metadata: `dead_letter`.
     List the dead letters again.
     """
-    ERROR_REASON_INVALID_PAGE_TOKEN: _ErrorReason.ValueType  # 3
+    ERROR_REASON_PAGE_TOKEN_INVALID: _ErrorReason.ValueType  # 3
     """The page token was not made by this list. Metadata: none. Start again without a token."""
     ERROR_REASON_IDEMPOTENCY_KEY_REUSED: _ErrorReason.ValueType  # 4
     """The idempotency key was used before with another request. Metadata: `idempotency_key`, `field`.
@@ -58,7 +58,7 @@ ERROR_REASON_DEAD_LETTER_NOT_FOUND: ErrorReason.ValueType  # 2
 """No dead letter has this id; it may have been requeued or discarded already. Metadata: `dead_letter`.
 List the dead letters again.
 """
-ERROR_REASON_INVALID_PAGE_TOKEN: ErrorReason.ValueType  # 3
+ERROR_REASON_PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 3
 """The page token was not made by this list. Metadata: none. Start again without a token."""
 ERROR_REASON_IDEMPOTENCY_KEY_REUSED: ErrorReason.ValueType  # 4
 """The idempotency key was used before with another request. Metadata: `idempotency_key`, `field`.
