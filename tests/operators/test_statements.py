@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import Database
 from tests.operators.statements import STATEMENTS, filled
 
+HOUSE = Path(__file__).resolve().parents[2]
 TESTS = "\n".join(
     path.read_text() for path in Path(__file__).parent.glob("test_*.py") if path.name != Path(__file__).name
 )
@@ -36,3 +37,12 @@ def test_a_forgotten_placeholder_is_noticed() -> None:
         filled("runbook_2b")
     with pytest.raises(AssertionError, match="TASK_ID"):
         filled("runbook_2b", TENANT_ID="t", TASK_ID="x")
+
+
+def test_what_the_operations_page_prints_is_tried_as_well() -> None:
+    page = (HOUSE / "docs" / "operations.md").read_text()
+    printed = re.findall(r"^```sql\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+
+    assert printed
+    tried = [statement.strip() for statement in STATEMENTS.values()]
+    assert [statement for statement in printed if statement.strip() not in tried] == []
