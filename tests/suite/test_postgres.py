@@ -241,7 +241,7 @@ def test_a_server_that_cannot_start_says_why_at_once(folder: Path) -> None:
     with pytest.raises(PostgresError, match="no_such_setting"):
         EmbeddedPostgres(folder / "pg", port=0).start()
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 12, "trouble that does not pass is not waited for"
 
 
 def test_a_port_that_was_asked_for_and_is_taken_is_refused_at_once(folder: Path) -> None:

@@ -219,23 +219,23 @@ async def test_a_lying_content_length_is_answered_at_once(start: Start) -> None:
     reader, writer = await asyncio.open_connection(host, int(port))
 
     writer.write(b"POST /webhooks/razorpay HTTP/1.1\r\nHost: h\r\nContent-Length: 999999999999\r\n\r\n")
-    head = await asyncio.wait_for(reader.read(1000), 2)
+    head = await asyncio.wait_for(reader.read(1000), 10)
 
     assert head.startswith(b"HTTP/1.1 413")
     writer.close()
 
 
 async def test_slow_senders_are_closed_while_others_are_served(start: Start, tenant: str) -> None:
-    room = await start(deliver=False, webhooks_receive_seconds=0.5)
+    room = await start(deliver=False, webhooks_receive_seconds=1.5)
     host, port = room.url.removeprefix("http://").split(":")
     slow = [await asyncio.open_connection(host, int(port)) for _ in range(100)]
     for number, (_, writer) in enumerate(slow):
         head = b"POST /webhooks/razorpay HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{"
         writer.write(head if number % 2 else head[:20])
 
-    async with asyncio.timeout(0.4):
+    async with asyncio.timeout(1.4):
         good = await room.post(charged(tenant))
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(20):
         answers = [await reader.read() for reader, _ in slow]
 
     assert good.status_code == 200
@@ -334,7 +334,7 @@ async def test_no_signature_header_makes_it_fail(start: Start) -> None:
                 ),
                 loop,
             )
-            answer: httpx.Response = future.result(5)
+            answer: httpx.Response = future.result(30)
             seen.add(answer.status_code)
 
     await asyncio.to_thread(knock)

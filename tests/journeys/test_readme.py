@@ -1,0 +1,70 @@
+"""The README's tour, typed as it is printed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from suite import addresses
+from tests.suite.running import HOUSE, RunningSuite
+
+CUT = "---- end of block ----"
+VARYING = (
+    (re.compile(r"\b(sub|pay|txn)_\w+"), r"\1_…"),
+    (re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z"), "<moment>"),
+)
+
+
+def blocks() -> list[tuple[str, str]]:
+    """What to type, and what the README says comes of it."""
+    tour = (HOUSE / "README.md").read_text().split("## Five minutes")[1].split("\n## ")[0]
+    fenced = re.findall(r"^```(sh|text)\n(.*?)^```", tour, flags=re.MULTILINE | re.DOTALL)
+    typed: list[tuple[str, str]] = []
+    for kind, content in fenced:
+        if kind == "sh":
+            typed.append((content, ""))
+        else:
+            typed[-1] = (typed[-1][0], content)
+    return typed
+
+
+def without_what_varies(text: str) -> list[str]:
+    """The lines; ids, moments and psql's padding differ from run to run."""
+    for pattern, replacement in VARYING:
+        text = pattern.sub(replacement, text)
+    return [line.rstrip() for line in text.strip().splitlines()]
+
+
+@pytest.mark.skipif(
+    not (HOUSE / ".venv" / ".ok").exists(), reason="the README types .venv/bin, which make setup makes"
+)
+def test_the_tour_answers_what_the_readme_prints(running_suite: RunningSuite) -> None:
+    script = f"echo '{CUT}'\n".join([*(typed for typed, _ in blocks()), ""])
+    runtime = running_suite.runtime
+    here = {**runtime["addresses"], "sandbox": runtime["sandbox_url"].removeprefix("http://")}
+    moved = {addresses.DEFAULTS[name]: place for name, place in here.items()}
+    script = re.sub(r"127\.0\.0\.1:\$1", "$1", script)
+    script = re.sub(r"\b(127\.0\.0\.1:)?(\d{4,5})(?=/)", lambda found: moved[f"127.0.0.1:{found[2]}"], script)
+    environment = {
+        name: value
+        for name, value in running_suite.environment.items()
+        if not re.search("proxy|^MAKE|^MFLAGS", name, re.IGNORECASE)
+    }
+
+    told = subprocess.run(
+        ["sh"],
+        input=script,
+        cwd=HOUSE,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    answers = told.stdout.split(f"{CUT}\n")
+    for (typed, expected), answer in zip(blocks(), answers, strict=False):
+        assert without_what_varies(answer) == without_what_varies(expected), f"{typed}\n{told.stderr}"
+    assert len(blocks()) == 6
