@@ -35,7 +35,7 @@ async def test_every_sample_reaches_subscriptions_or_the_dead_letters(room: Runn
     await room.settled(len(SAMPLES))
     well_formed = [each for each in SAMPLES if each["well_formed"]]
     assert sorted(room.subscriptions.types) == sorted(each["event"] for each in well_formed)
-    assert [row["reason"] for row in await room.rows(LETTERS)] == [
+    assert sorted(row["reason"] for row in await room.rows(LETTERS)) == [
         "body_not_json",
         "body_not_object",
         "body_not_utf8",

@@ -87,7 +87,7 @@ class Event(_message.Message):
     body_sha256: _builtins.str
     """Lower-case hex SHA-256 of the body as received: the identity of the delivery."""
     masked: _builtins.bool
-    """True: the body held card data, which was masked before it was stored."""
+    """True: the body held card data or a secret, which was masked before it was stored."""
     status: Global___EventStatus.ValueType
     """Where it stands."""
     outcome: _builtins.str
