@@ -40,11 +40,8 @@ def run(
     """Start Postgres, the rooms and the Razorpay sandbox; Ctrl-C stops everything."""
     settings = load(SuiteSettings, **({"log_level": log_level} if log_level else {}))
     folder = DataFolder.choose(settings.billing_data_dir)
-    try:
-        folder.make()
-        lock = folder.lock()
-    except PermissionError as error:
-        fail(f"{error.filename} belongs to another user, who ran the suite here; use another checkout.")
+    folder.make()
+    lock = folder.lock()
     if lock is None:
         fail(_who_runs(folder))
     with lock:
@@ -137,5 +134,13 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
+def main() -> None:
+    """Any command; what the suite keeps is open to its owner only, and another user is told so."""
+    try:
+        app()
+    except PermissionError as error:
+        sys.exit(f"{error.filename} belongs to another user, who ran the suite here; use another checkout.")
+
+
 if __name__ == "__main__":
-    app()
+    main()

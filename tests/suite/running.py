@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from typing import Any
 
 from suite import processes
+from suite.processes import Account
 
 HOUSE = Path(__file__).resolve().parents[2]
 LISTENERS = (
@@ -123,3 +125,15 @@ def _command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:
         return "(gone)"
+
+
+def python_for(account: Account) -> str | None:
+    """An interpreter of our version that this account can start, with our packages in its reach."""
+    version = f"python3.{sys.version_info.minor}"
+    for candidate in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
+        places = [Path(candidate).resolve().parent, Path(sysconfig.get_path("purelib")), HOUSE]
+        if Path(candidate).exists() and all(
+            account.can_enter(folder) for place in places for folder in (place, *place.parents)
+        ):
+            return candidate
+    return None

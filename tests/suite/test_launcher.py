@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -19,8 +20,9 @@ import pytest
 
 from shared.rpc.health import is_serving
 from suite import processes
+from suite.processes import Account
 from tests.conftest import Database
-from tests.suite.running import HOUSE, RunningSuite
+from tests.suite.running import HOUSE, RunningSuite, python_for
 
 PROCESSES = {"postgres", "sandbox", "ledger", "subscriptions", "webhooks", "scheduler"}
 
@@ -126,6 +128,31 @@ def test_a_key_is_printed_for_a_command_line(running_suite: RunningSuite) -> Non
         == running_suite.runtime["secrets"]["operator_secret"]
     )
     assert suite_command(running_suite, "key", "front").returncode == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("command", ["run", "demo", "psql", "key", "clean"])
+def test_another_user_is_told_whose_suite_it_is(running_suite: RunningSuite, command: str) -> None:
+    nobody = pwd.getpwnam("nobody")
+    python = python_for(Account(nobody.pw_uid, nobody.pw_gid))
+    if python is None:
+        pytest.skip("this checkout, or every Python like ours, is closed to nobody")
+    answer = subprocess.run(
+        [python, "-m", "suite", command],
+        cwd=HOUSE,
+        env={**running_suite.environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+        user=nobody.pw_uid,
+        group=nobody.pw_gid,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert answer.returncode == 1
+    assert answer.stderr.startswith(str(running_suite.data_dir))
+    assert "belongs to another user" in answer.stderr
 
 
 def test_a_running_suite_is_not_cleaned_away(running_suite: RunningSuite) -> None:

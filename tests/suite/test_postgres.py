@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import pytest
 from suite import binaries, processes
 from suite.postgres import CLUSTER_NAME, AlreadyOwned, EmbeddedPostgres, PostgresError
 from suite.processes import Account
+from tests.suite.running import python_for
 
 HOUSE = Path(__file__).resolve().parents[2]
 AS_ROOT = os.geteuid() == 0
@@ -284,7 +284,7 @@ def test_root_is_told_which_folder_is_closed_to_the_server(folder: Path) -> None
 def test_an_ordinary_user_runs_it_after_root_did(folder: Path) -> None:
     nobody = pwd.getpwnam("nobody")
     account = Account(nobody.pw_uid, nobody.pw_gid)
-    python = _python_for(account)
+    python = python_for(account)
     if python is None:
         pytest.skip("this checkout, or every Python like ours, is closed to nobody")
     with running(folder / "of-root") as server:
@@ -303,15 +303,3 @@ def test_an_ordinary_user_runs_it_after_root_did(folder: Path) -> None:
     assert (own / "pg" / "data").stat().st_uid == account.uid
     again.kill()
     wait_until_gone(again.server_pid)
-
-
-def _python_for(account: Account) -> str | None:
-    """An interpreter of our version that this account can start, with our packages in its reach."""
-    version = f"python3.{sys.version_info.minor}"
-    for candidate in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
-        places = [Path(candidate).resolve().parent, Path(sysconfig.get_path("purelib")), HOUSE]
-        if Path(candidate).exists() and all(
-            account.can_enter(folder) for place in places for folder in (place, *place.parents)
-        ):
-            return candidate
-    return None
