@@ -29,10 +29,6 @@ async def run(settings: SubscriptionsSettings) -> None:
     ledger, mode = Ledger(channel), settings.razorpay_mode
     reconciler = Reconciler(engine, ledger, razorpay, mode=mode, clock=clock.now)
 
-    async def probe() -> None:
-        async with engine.connect() as db:
-            await db.exec_driver_sql("SELECT 1")
-
     async def close() -> None:
         await reconciler.drain()
         await channel.close()
@@ -44,7 +40,8 @@ async def run(settings: SubscriptionsSettings) -> None:
         listen=settings.subscriptions_listen,
         settings=settings,
         doors=doors(engine, ledger, razorpay, reconciler, mode=mode, clock=clock.now),
-        probe=probe,
+        background=[reconciler.take_over],
+        probe=lambda: database.ping(engine),
         on_stop=close,
     )
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import pytest
 from billing.subscriptions.v1 import subscriptions_pb2, subscriptions_pb2_grpc
 from pydantic import SecretStr
 
 from services.subscriptions.actions import reconciliation
+from services.subscriptions.actions.reconciliation import Reconciler
+from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.clients.razorpay import Razorpay
 from shared.rpc.client import open_channel
 from tests.conftest import Database
@@ -82,3 +85,27 @@ async def test_waiting_to_come_back_does_not_keep_the_room_from_stopping(
             )
 
     assert [task for task in asyncio.all_tasks() if "_take_up" in repr(task.get_coro())] == []
+
+
+async def test_what_a_killed_process_held_is_taken_over_without_any_job(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    room.change(
+        "UPDATE billing_reconciliation_queue SET completed_at = NULL, attempts = 1,"
+        " locked_until = clock_timestamp() + interval '0.4 seconds' WHERE tenant_id = %s",
+        tenant,
+    )
+    async with open_channel(room.ledger.address, SecretStr(SECRETS["room_secret"])) as channel:
+        successor = Reconciler(room.engine, Ledger(channel), room.razorpay, mode="test", clock=room.clock)
+        taking_over = asyncio.create_task(successor.take_over(every=timedelta(seconds=0.1)))
+
+        await eventually(lambda: done(room, tenant))
+
+        taking_over.cancel()
+        await asyncio.wait({taking_over})
+    [task] = room.rows("SELECT * FROM billing_reconciliation_queue WHERE tenant_id = %s", tenant)
+    assert task["attempts"] == 2
+
+
+async def done(room: Room, tenant: str) -> bool:
+    tasks = room.rows("SELECT completed_at FROM billing_reconciliation_queue WHERE tenant_id = %s", tenant)
+    return all(task["completed_at"] is not None for task in tasks)

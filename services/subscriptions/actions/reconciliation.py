@@ -21,6 +21,7 @@ from services.subscriptions.rules.tasks import (
     BACKOFF_BASE_SECONDS,
     BACKOFF_MAX_SECONDS,
     COUNTERPARTS,
+    LEASE,
     Counterpart,
     Task,
 )
@@ -129,6 +130,18 @@ class Reconciler:
             abandoned = await store.list_abandoned(db, limit=ALERTS_MAX)
         attempted = still_due if dry_run else sum(counts.values())
         return Reconciled(attempted, counts["completed"], counts["abandoned"], still_due, abandoned)
+
+    async def take_over(self, *, every: timedelta = LEASE) -> None:
+        """Again and again take up what is due and nobody holds: what a killed process had claimed or planned.
+
+        The reconcile job would find it as well, minutes later. A killed process holds nothing longer than a lease.
+        """
+        while True:
+            await asyncio.sleep(every.total_seconds())
+            try:
+                await self.reconcile(max_tasks=0, dry_run=False)
+            except Exception:
+                _log.exception("take_over_failed")  # a database that is away; the next round tries again
 
     async def _claim(
         self, limit: int, *, tenant_id: str | None = None, counterpart: Counterpart | None = None
