@@ -78,9 +78,8 @@ def as_billing_error(error: DBAPIError) -> errors.BillingError:
     if sqlstate in {"40001", "40P01", "55P03"}:
         return errors.Aborted("another change was in the way; try again")
     if isinstance(error.orig, psycopg.DataError):
-        return errors.Internal(
-            "internal error"
-        )  # the driver itself refused a value: no SQLSTATE, and never will do
+        # The driver itself refused a value: there is no SQLSTATE, and asking again will never do.
+        return errors.Internal("internal error")
     if error.connection_invalidated or sqlstate[:2] in {"", "08", "53", "57", "58"}:
         return errors.Unavailable("the database did not answer; ask again with the same key")
     return errors.Internal("internal error")

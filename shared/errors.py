@@ -16,9 +16,9 @@ BillingError
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
-type_of_value = str | int
+Value: TypeAlias = str | int
 
 
 class BillingError(Exception):
@@ -29,7 +29,7 @@ class BillingError(Exception):
     # False: the effect may or may not have happened, so the caller asks again with the same key.
     definite: ClassVar[bool] = True
 
-    def __init__(self, message: str, *, reason: str | None = None, **metadata: type_of_value) -> None:
+    def __init__(self, message: str, *, reason: str | None = None, **metadata: Value) -> None:
         super().__init__(message)
         self.message = message
         self.metadata = {name: str(value) for name, value in metadata.items()}
@@ -49,7 +49,7 @@ class InvalidArgument(BillingError):
         *,
         violations: Sequence[tuple[str, str]] = (),
         reason: str | None = None,
-        **metadata: type_of_value,
+        **metadata: Value,
     ) -> None:
         super().__init__(message, reason=reason, **metadata)
         self.violations = tuple(violations)
@@ -92,7 +92,7 @@ class ResourceExhausted(BillingError):
         *,
         retry_after_seconds: float = 1.0,
         reason: str | None = None,
-        **metadata: type_of_value,
+        **metadata: Value,
     ) -> None:
         super().__init__(message, reason=reason, **metadata)
         self.retry_after_seconds = retry_after_seconds

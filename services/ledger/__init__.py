@@ -1,1 +1,7 @@
-"""The ledger owns every credit, and what a tenant may use. Read rpc.py, actions.py, rules/ and store.py, in that order."""
+"""The ledger owns every credit, and what a tenant may use. Read rpc.py, actions.py, rules/ and store/, in that order."""
+
+from pathlib import Path
+
+from shared.migrations import Schema
+
+SCHEMA = Schema("ledger", Path(__file__).parent / "migrations")

@@ -93,10 +93,11 @@ async def list_transactions(
 ) -> tuple[list[Booked], str | None]:
     """(transactions, newest first, with their lines; where the next page begins, None at the end)."""
     async with ledger.engine.connect() as db:
-        await _require_tenant(db, tenant_id)
         found, following = await reads.list_transactions(
             db, tenant_id, before=before, reason=reason_prefix or None, rejected=rejected, page=page
         )
+        if not found:
+            await _require_tenant(db, tenant_id)
     return [Booked(record.transaction, entries) for record, entries in found], following
 
 
@@ -120,8 +121,10 @@ async def get_transaction(
 async def list_grants(ledger: Ledger, tenant_id: str, *, before: int | None, page: int) -> list[Lot]:
     """Grants, newest first; one more than `page` when there are more."""
     async with ledger.engine.connect() as db:
-        await _require_tenant(db, tenant_id)
-        return await reads.list_grants(db, tenant_id, before=before, page=page + 1)
+        found = await reads.list_grants(db, tenant_id, before=before, page=page + 1)
+        if not found:
+            await _require_tenant(db, tenant_id)
+    return found
 
 
 async def set_entitlements(
@@ -156,8 +159,10 @@ async def list_usage(
 ) -> list[tuple[str, int, datetime]]:
     """(limit key, used, when it changed), by key; one more than `page` when there are more."""
     async with ledger.engine.connect() as db:
-        await _require_tenant(db, tenant_id)
-        return await entitlements.list_usage(db, tenant_id, after=after, page=page + 1)
+        found = await entitlements.list_usage(db, tenant_id, after=after, page=page + 1)
+        if not found:
+            await _require_tenant(db, tenant_id)
+    return found
 
 
 async def check_limit(
@@ -237,6 +242,7 @@ def _view(account: Account, at: datetime) -> BalanceView:
 
 
 async def _require_tenant(db: AsyncConnection, tenant_id: str) -> None:
+    """Tells an empty answer from a tenant that is not there."""
     if await reads.find_account(db, tenant_id, timedelta()) is None:
         raise _unknown_tenant(tenant_id)
 

@@ -1,6 +1,6 @@
 """Every setting of the ledger."""
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from shared.config import RoomSettings
 
@@ -11,7 +11,7 @@ class LedgerSettings(RoomSettings):
     ledger_listen: str = Field(
         default="127.0.0.1:50051", pattern=r"^.+:\d+$", description="host:port to serve on"
     )
-    ledger_database_url: str = Field(pattern=r"^postgresql://", description="as role ledger_rw")
+    ledger_database_url: SecretStr = Field(description="how ledger_rw connects")
     ledger_lanes: int = Field(
         default=2, ge=1, le=64, description="write connections; about one for each core"
     )

@@ -88,11 +88,11 @@ class _Lane:
         self._taken: list[_Waiter] = []
 
     async def enqueue(self, operation: Operation) -> Result:
-        queue = self._queues.setdefault(operation.tenant_id, deque())
-        if self._waiting >= self._waiting_max or len(queue) >= self._waiting_per_tenant_max:
+        own = len(self._queues.get(operation.tenant_id, ()))
+        if self._waiting >= self._waiting_max or own >= self._waiting_per_tenant_max:
             raise errors.LaneFull("too many operations are waiting; nothing was done, try again")
         waiter = _Waiter(operation, asyncio.get_running_loop().create_future())
-        queue.append(waiter)
+        self._queues.setdefault(operation.tenant_id, deque()).append(waiter)
         self._waiting += 1
         self._wake.set()
         return await waiter.answer

@@ -23,6 +23,7 @@ from services.ledger.actions import Ledger
 from services.ledger.rules.model import Debit, Grant
 from shared import paging
 from shared.rpc.context import DEFAULT_TIMEOUT_SECONDS, remaining_seconds
+from shared.rpc.server import Audience, Door
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -201,3 +202,27 @@ class LedgerMaintenanceService(ledger_maintenance_pb2_grpc.LedgerMaintenanceServ
             time_left_seconds=remaining_seconds() or DEFAULT_TIMEOUT_SECONDS,
         )
         return maintenance_pb.SettleExpiredResponse(lots=lots, credits=credits)
+
+
+def doors(ledger: Ledger) -> list[Door]:
+    """The ledger's services and who may call them."""
+    return [
+        Door(
+            "billing.ledger.v1.LedgerService",
+            ledger_pb2_grpc.add_LedgerServiceServicer_to_server,
+            LedgerService(ledger),
+            Audience.PRODUCT,
+        ),
+        Door(
+            "billing.ledger.v1.LedgerFundingService",
+            ledger_funding_pb2_grpc.add_LedgerFundingServiceServicer_to_server,
+            LedgerFundingService(ledger),
+            Audience.ROOM,
+        ),
+        Door(
+            "billing.ledger.v1.LedgerMaintenanceService",
+            ledger_maintenance_pb2_grpc.add_LedgerMaintenanceServiceServicer_to_server,
+            LedgerMaintenanceService(ledger),
+            Audience.ROOM,
+        ),
+    ]

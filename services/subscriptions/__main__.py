@@ -48,7 +48,9 @@ async def run(settings: SubscriptionsSettings) -> None:
 
 def _engine(settings: SubscriptionsSettings) -> AsyncEngine:
     return database.create_engine(
-        settings.subscriptions_database_url, application_name=ROOM, pool_size=settings.subscriptions_pool_size
+        settings.subscriptions_database_url.get_secret_value(),
+        application_name=ROOM,
+        pool_size=settings.subscriptions_pool_size,
     )
 
 
@@ -64,7 +66,7 @@ def _prepared() -> SubscriptionsSettings:
     settings = config.load(SubscriptionsSettings)
     logs.configure(ROOM, settings.log_level)
     startup.check(
-        settings.subscriptions_database_url,
+        settings.subscriptions_database_url.get_secret_value(),
         SCHEMA,
         test_clock=settings.billing_test_clock is not None,
         outsiders={"RAZORPAY_API_URL": settings.razorpay_api_url},

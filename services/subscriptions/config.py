@@ -13,9 +13,7 @@ class SubscriptionsSettings(RoomSettings):
     subscriptions_listen: str = Field(
         default="127.0.0.1:50052", pattern=r"^.+:\d+$", description="host:port to serve on"
     )
-    subscriptions_database_url: str = Field(
-        pattern=r"^postgresql://", repr=False, description="as role subscriptions_rw"
-    )
+    subscriptions_database_url: SecretStr = Field(description="how subscriptions_rw connects")
     subscriptions_pool_size: int = Field(default=8, ge=1, le=64, description="database connections")
     ledger_address: str = Field(default="127.0.0.1:50051", description="where the ledger answers")
     # Without keys everything works but what asks the provider: that refuses with PROVIDER_NOT_CONFIGURED.

@@ -1,20 +1,14 @@
 """Starts the room: `python -m services.webhooks`."""
 
-from pathlib import Path
-
 import uvloop
 
+from services.webhooks import SCHEMA
 from services.webhooks.config import WebhooksSettings
 from services.webhooks.http.server import bind, serve_http
 from services.webhooks.room import open_room
-from services.webhooks.store import upkeep
-from shared import logs, startup
+from shared import database, logs, startup
 from shared.config import load
-from shared.database import transaction
-from shared.migrations import Schema
 from shared.rpc.server import serve
-
-SCHEMA = Schema("webhooks", Path(__file__).parent / "migrations")
 
 
 async def run(settings: WebhooksSettings) -> None:
@@ -30,17 +24,13 @@ async def run(settings: WebhooksSettings) -> None:
                 connections_max=settings.webhooks_connections_max,
             )
 
-        async def probe() -> None:
-            async with transaction(room.engine) as db:
-                await upkeep.ping(db)
-
         await serve(
             room="webhooks",
             listen=settings.webhooks_listen,
             settings=settings,
             doors=room.doors,
             background=[http, room.loop.run],
-            probe=probe,
+            probe=lambda: database.ping(room.engine),
         )
 
 

@@ -116,9 +116,8 @@ class Gate(grpc.aio.ServerInterceptor):
                 async with asyncio.timeout(remaining):
                     answer = await behaviour(request, call)
             except asyncio.CancelledError:
-                _access(
-                    method, "CANCELLED", started_at
-                )  # the caller left, or its deadline passed there first
+                # The caller left, or its deadline passed there first.
+                _access(method, "CANCELLED", started_at)
                 raise
             except Exception as error:
                 refusal = _as_billing_error(error, method)

@@ -2,6 +2,7 @@
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -67,7 +68,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.BillingError:
     return mapped
 
 
-def _pack(message: error_details_pb2.ErrorInfo) -> any_pb2.Any:
+def _pack(message: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(message)
     return packed

@@ -10,9 +10,9 @@ import pytest
 from billing.ledger.v1 import ledger_funding_pb2_grpc, ledger_maintenance_pb2_grpc, ledger_pb2_grpc
 from pydantic import SecretStr
 
-from services.ledger.__main__ import doors
 from services.ledger.actions import Ledger
 from services.ledger.lanes import Lanes
+from services.ledger.rpc import doors
 from shared import database as shared_database
 from shared.config import RoomSettings
 from shared.rpc.client import open_channel

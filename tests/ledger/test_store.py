@@ -1,19 +1,15 @@
 """What the database itself promises about the ledger."""
 
-from pathlib import Path
-
 import psycopg
 import pytest
 
-from services.ledger import tables
+from services.ledger import SCHEMA, tables
 from services.ledger.rules import chain
 from services.ledger.rules.model import GENESIS
 from shared import migrations
 from tests.conftest import Database
 from tests.ledger.builders import a_debit, a_grant, in_days
 from tests.ledger.conftest import RunningLedger
-
-SCHEMA = migrations.Schema("ledger", Path(__file__).parents[2] / "services/ledger/migrations")
 
 
 def test_the_tables_that_the_code_declares_are_those_that_migrations_make(database: Database) -> None:

@@ -5,11 +5,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from services.webhooks import SCHEMA
 from services.webhooks.tables import metadata
 from shared.migrations import drift
-from suite.migrate import SCHEMAS
-
-[SCHEMA] = [schema for schema in SCHEMAS if schema.name == "webhooks"]
 
 
 def test_the_tables_match_the_migrations(database: Any) -> None:

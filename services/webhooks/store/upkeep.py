@@ -39,11 +39,6 @@ _DUE_REQUESTS = text("SELECT count(*) FROM webhook_admin_requests WHERE created_
 )
 
 
-async def ping(db: AsyncConnection) -> None:
-    """Raises when the database does not answer."""
-    await db.execute(text("SELECT 1"))
-
-
 async def last_received_at(db: AsyncConnection) -> datetime | None:
     """When the newest event was received."""
     newest: datetime | None = (await db.execute(select(func.max(webhook_events.c.received_at)))).scalar_one()
