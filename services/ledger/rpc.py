@@ -4,15 +4,13 @@ from typing import Any, TypeAlias
 
 import grpc
 from billing.ledger.v1 import (
-    ledger_funding_pb2 as funding_pb,
-)
-from billing.ledger.v1 import (
+    ledger_admin_pb2_grpc,
     ledger_funding_pb2_grpc,
     ledger_maintenance_pb2_grpc,
     ledger_pb2_grpc,
 )
 from billing.ledger.v1 import (
-    ledger_maintenance_pb2 as maintenance_pb,
+    ledger_funding_pb2 as funding_pb,
 )
 from billing.ledger.v1 import (
     ledger_pb2 as pb,
@@ -20,9 +18,10 @@ from billing.ledger.v1 import (
 
 from services.ledger import actions, messages
 from services.ledger.actions import Ledger
+from services.ledger.rpc_admin import LedgerAdminService
+from services.ledger.rpc_maintenance import LedgerMaintenanceService
 from services.ledger.rules.model import Debit, Grant
 from shared import paging
-from shared.rpc.context import DEFAULT_TIMEOUT_SECONDS, remaining_seconds
 from shared.rpc.server import Audience, Door
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -187,23 +186,6 @@ class LedgerFundingService(ledger_funding_pb2_grpc.LedgerFundingServiceServicer)
         )
 
 
-class LedgerMaintenanceService(ledger_maintenance_pb2_grpc.LedgerMaintenanceServiceServicer):
-    """What time does to the ledger."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-
-    async def SettleExpired(
-        self, request: maintenance_pb.SettleExpiredRequest, context: Context
-    ) -> maintenance_pb.SettleExpiredResponse:
-        lots, credits = await actions.settle_expired(
-            self._ledger,
-            dry_run=request.dry_run,
-            time_left_seconds=remaining_seconds() or DEFAULT_TIMEOUT_SECONDS,
-        )
-        return maintenance_pb.SettleExpiredResponse(lots=lots, credits=credits)
-
-
 def doors(ledger: Ledger) -> list[Door]:
     """The ledger's services and who may call them."""
     return [
@@ -224,5 +206,11 @@ def doors(ledger: Ledger) -> list[Door]:
             ledger_maintenance_pb2_grpc.add_LedgerMaintenanceServiceServicer_to_server,
             LedgerMaintenanceService(ledger),
             Audience.ROOM,
+        ),
+        Door(
+            "billing.ledger.v1.LedgerAdminService",
+            ledger_admin_pb2_grpc.add_LedgerAdminServiceServicer_to_server,
+            LedgerAdminService(ledger),
+            Audience.OPERATOR,
         ),
     ]
