@@ -42,6 +42,7 @@ tenant_credits = _table(
     _number("entitlements_version"),
     _text("plan_code"),
     _time("created_at"),
+    _time("frozen_at", nullable=True),
     key=("tenant_id",),
 )
 
@@ -121,6 +122,8 @@ credit_holds = _table(
     _time("expires_at"),
     _time("max_expires_at"),
     _time("created_at"),
+    _text("reason"),
+    _text("reference_id"),
     key=("tenant_id", "id"),
 )
 
@@ -164,5 +167,34 @@ grace_periods = _table(
     _text("limit_key"),
     _time("expires_at"),
     _time("created_at"),
+    Column("ended", Boolean, nullable=False),
     key=("tenant_id", "limit_key"),
+)
+
+tenant_operations = _table(
+    "tenant_operations",
+    _text("tenant_id"),
+    _text("idempotency_key"),
+    _text("kind"),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("fingerprint_version", SmallInteger, nullable=False),
+    Column("rejected", Boolean, nullable=False),
+    Column("answer", JSONB, nullable=False),
+    _time("created_at"),
+    key=("tenant_id", "idempotency_key"),
+)
+
+credit_revocations = _table(
+    "credit_revocations",
+    _text("tenant_id"),
+    _text("reference_id"),
+    _text("transaction_id"),
+    _text("grant_reference_id"),
+    _number("lot"),
+    _number("asked"),
+    _number("taken"),
+    _number("claimed"),
+    _text("restored_transaction_id"),
+    _time("created_at"),
+    key=("tenant_id", "reference_id"),
 )
