@@ -10,7 +10,7 @@ from services.ledger import errors
 from services.ledger.lanes import Lanes
 from services.ledger.rules import limits, lots
 from services.ledger.rules.batch import Settled
-from services.ledger.rules.limits import LimitDecision, LimitState, ServiceEntitlement, decide
+from services.ledger.rules.limits import LimitDecision, ServiceEntitlement, decide
 from services.ledger.rules.model import (
     GENESIS,
     Account,
@@ -167,15 +167,17 @@ async def list_usage(
 
 async def check_limit(
     ledger: Ledger, tenant_id: str, limit_key: str, *, requested: int, current_usage: int | None
-) -> tuple[LimitDecision, LimitState]:
-    """What the limit says about `requested` more, from what is stored now."""
+) -> tuple[LimitDecision, int, datetime]:
+    """(what the limit says about `requested` more, by which version of the entitlements, as of when)."""
     async with ledger.engine.connect() as db:
-        state = await entitlements.find_limit(db, tenant_id, limit_key, clock.offset())
-    if state is None:
+        found = await entitlements.find_limit(db, tenant_id, limit_key, clock.offset())
+    if found is None:
         raise _unknown_tenant(tenant_id)
+    state, as_of = found
     if state.limit is None and state.enabled:
-        raise errors.UnknownLimit(f"the tenant's plan has no limit {limit_key}", limit_key=limit_key)
-    return decide(state, requested, current_usage), state
+        raise limits.unknown_limit(limit_key)
+    decision = decide(state, requested, as_of, current_usage=current_usage)
+    return decision, state.entitlements_version, as_of
 
 
 async def settle_expired(ledger: Ledger, *, dry_run: bool, time_left_seconds: float) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 FailedPrecondition
 ├── InsufficientCredits      remembered under its key
 ├── ConditionFailed          remembered
+├── PlanLimitReached         remembered
 ├── IdempotencyKeyReused
 ├── AccountFrozen
 └── DuplicateReference
@@ -24,6 +25,10 @@ class InsufficientCredits(errors.FailedPrecondition):
 
 class ConditionFailed(errors.FailedPrecondition):
     reason = "CONDITION_FAILED"
+
+
+class PlanLimitReached(errors.FailedPrecondition):
+    reason = "PLAN_LIMIT_REACHED"
 
 
 class IdempotencyKeyReused(errors.FailedPrecondition):
@@ -64,4 +69,8 @@ class LaneFull(errors.ResourceExhausted):
 
 # Refusals that are an answer: stored under their key and repeated, so that a retry after a top-up cannot charge
 # for work that the caller gave up.
-REMEMBERED: tuple[type[errors.FailedPrecondition], ...] = (InsufficientCredits, ConditionFailed)
+REMEMBERED: tuple[type[errors.FailedPrecondition], ...] = (
+    InsufficientCredits,
+    ConditionFailed,
+    PlanLimitReached,
+)

@@ -91,7 +91,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         return pb.GetTransactionResponse(transaction=messages.transaction(booked.transaction, booked.entries))
 
     async def CheckLimit(self, request: pb.CheckLimitRequest, context: Context) -> pb.CheckLimitResponse:
-        decision, state = await actions.check_limit(
+        decision, version, as_of = await actions.check_limit(
             self._ledger,
             request.tenant_id,
             request.limit_key,
@@ -100,8 +100,8 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         )
         return pb.CheckLimitResponse(
             decision=messages.limit_decision(decision),
-            entitlements_version=state.entitlements_version,
-            as_of=messages.stamp(state.as_of),
+            entitlements_version=version,
+            as_of=messages.stamp(as_of),
         )
 
 

@@ -29,7 +29,7 @@ WHERE tenant_id = :tenant_id AND NOT service_code = ANY(:codes) AND (enabled OR 
 
 LIMIT = text("""
 SELECT a.entitlements_version, clock_timestamp() + make_interval(secs => :offset), s.enabled, s.limits -> :key,
-       coalesce(u.used, 0), g.expires_at
+       coalesce(u.used, 0), u.used IS NOT NULL, g.expires_at
 FROM tenant_credits a
 LEFT JOIN tenant_services s ON s.tenant_id = a.tenant_id AND s.service_code = :service_code
 LEFT JOIN tenant_usage u ON u.tenant_id = a.tenant_id AND u.limit_key = :limit_key
@@ -110,8 +110,8 @@ async def find_entitlements(
 
 async def find_limit(
     db: AsyncConnection, tenant_id: str, limit_key: str, offset: timedelta
-) -> LimitState | None:
-    """Everything that a decision about the limit needs, of one moment. `limit` is absent where the plan has none."""
+) -> tuple[LimitState, datetime] | None:
+    """Everything that a decision about the limit needs, and its moment. `limit` is absent where the plan has none."""
     service_code, _, key = limit_key.partition(".")
     values = {
         "tenant_id": tenant_id,
@@ -123,16 +123,17 @@ async def find_limit(
     row = (await db.execute(LIMIT, values)).first()
     if row is None:
         return None
-    version, now, enabled, limit, used, grace_expires_at = row
-    return LimitState(
+    version, now, enabled, limit, used, counted, grace_expires_at = row
+    state = LimitState(
         limit_key=limit_key,
         enabled=bool(enabled),
         limit=None if limit is None else _from_json(key, limit),
         used=used,
+        counted=counted,
         grace_expires_at=grace_expires_at,
         entitlements_version=version,
-        as_of=now,
     )
+    return state, now
 
 
 async def list_usage(
