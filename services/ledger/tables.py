@@ -198,3 +198,30 @@ credit_revocations = _table(
     _time("created_at"),
     key=("tenant_id", "reference_id"),
 )
+
+audit_state = _table(
+    "audit_state",
+    _text("tenant_id"),
+    _number("checked_seq"),
+    Column("checked_head", LargeBinary, nullable=False),
+    _number("checked_posted"),
+    _number("checked_held"),
+    _time("checked_at"),
+    _number("reread_seq"),
+    Column("reread_head", LargeBinary, nullable=False),
+    _number("reread_posted"),
+    _number("reread_held"),
+    _time("reread_at"),
+    _time("reread_on"),
+    _time("created_at"),
+    key=("tenant_id",),
+)
+
+audit_progress = _table(
+    "audit_progress",
+    _text("walk"),
+    _text("tenant_id"),
+    _time("until", nullable=True),
+    _time("updated_at"),
+    key=("walk",),
+)
