@@ -6,6 +6,7 @@ from services.ledger import SCHEMA
 from services.ledger.actions import Ledger
 from services.ledger.config import LedgerSettings
 from services.ledger.lanes import Lanes
+from services.ledger.limit_reads import LimitReads
 from services.ledger.rpc import doors
 from shared import config, database, logs, startup
 from shared.rpc.server import serve
@@ -21,13 +22,13 @@ async def main(settings: LedgerSettings) -> None:
         waiting_max=settings.ledger_waiting_max,
         waiting_per_tenant_max=settings.ledger_waiting_per_tenant_max,
     )
-    # The lanes outlive the drain: whoever is still being answered needs them.
-    async with lanes:
+    # They outlive the drain: whoever is still being answered needs them.
+    async with lanes, LimitReads(url) as limit_reads:
         await serve(
             room="ledger",
             listen=settings.ledger_listen,
             settings=settings,
-            doors=doors(Ledger(engine, lanes)),
+            doors=doors(Ledger(engine, lanes, limit_reads)),
             probe=lambda: database.ping(engine),
         )
     await engine.dispose()

@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.ledger import errors
 from services.ledger.lanes import Lanes
+from services.ledger.limit_reads import LimitReads
 from services.ledger.rules import limits, lots
 from services.ledger.rules.batch import Settled
 from services.ledger.rules.limits import LimitDecision, ServiceEntitlement, decide
@@ -32,10 +33,11 @@ SETTLE_PAGE = 500
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What the actions work with: the lanes write credits, the engine serves everything else."""
+    """What the actions work with: the lanes write, the limits have a reader, the engine serves everything else."""
 
     engine: AsyncEngine
     lanes: Lanes
+    limit_reads: LimitReads
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,18 +168,23 @@ async def list_usage(
 
 
 async def check_limit(
-    ledger: Ledger, tenant_id: str, limit_key: str, *, requested: int, current_usage: int | None
+    ledger: Ledger,
+    tenant_id: str,
+    limit_key: str,
+    *,
+    requested: int,
+    current_usage: int | None,
+    max_staleness_ms: int,
 ) -> tuple[LimitDecision, int, datetime]:
     """(what the limit says about `requested` more, by which version of the entitlements, as of when)."""
-    async with ledger.engine.connect() as db:
-        found = await entitlements.find_limit(db, tenant_id, limit_key, clock.offset())
+    found = await ledger.limit_reads.find(tenant_id, limit_key, max_staleness_ms=max_staleness_ms)
     if found is None:
         raise _unknown_tenant(tenant_id)
-    state, as_of = found
-    if state.limit is None and state.enabled:
+    state = found.state
+    if not state.known:
         raise limits.unknown_limit(limit_key)
-    decision = decide(state, requested, as_of, current_usage=current_usage)
-    return decision, state.entitlements_version, as_of
+    decision = decide(state, requested, found.as_of, current_usage=current_usage)
+    return decision, state.entitlements_version, found.as_of
 
 
 async def settle_expired(ledger: Ledger, *, dry_run: bool, time_left_seconds: float) -> tuple[int, int]:

@@ -97,6 +97,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             request.limit_key,
             requested=request.requested,
             current_usage=request.current_usage if request.HasField("current_usage") else None,
+            max_staleness_ms=request.max_staleness_ms,
         )
         return pb.CheckLimitResponse(
             decision=messages.limit_decision(decision),

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from services.ledger.actions import Ledger
 from services.ledger.lanes import Lanes
+from services.ledger.limit_reads import LimitReads
 from services.ledger.rpc import doors
 from shared import database as shared_database
 from shared.config import RoomSettings
@@ -45,8 +46,9 @@ class RunningLedger:
 async def ledger(database: Database) -> AsyncIterator[RunningLedger]:
     url = database.url("ledger_rw")
     engine = shared_database.create_engine(url, application_name="ledger-tests")
-    async with Lanes(url, count=2, waiting_max=4000, waiting_per_tenant_max=2000) as lanes:
-        room = Ledger(engine, lanes)
+    lanes = Lanes(url, count=2, waiting_max=4000, waiting_per_tenant_max=2000)
+    async with lanes, LimitReads(url) as limit_reads:
+        room = Ledger(engine, lanes, limit_reads)
         settings = RoomSettings(**SECRETS, shed_after_ms=60_000)
         async with running_server(
             room="ledger", listen="127.0.0.1:0", settings=settings, doors=doors(room)

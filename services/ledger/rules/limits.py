@@ -54,6 +54,11 @@ class LimitState:
     )  # None: never opened; one that is over stays, so that it opens only once
     entitlements_version: int
 
+    @property
+    def known(self) -> bool:
+        """Whether there is anything to decide by: a service that the plan lacks refuses, a limit is unknown."""
+        return self.limit is not None or not self.enabled
+
 
 @dataclass(frozen=True, slots=True)
 class LimitDecision:
@@ -118,7 +123,7 @@ def decide(
 def consume(states: Mapping[str, LimitState], amounts: Sequence[tuple[str, int]], now: datetime) -> Counted:
     """Counts all amounts or none. A limit named twice is asked for the sum; UnknownLimit before any decision."""
     found = {key: states.get(key) for key, _ in amounts}
-    before = {key: _known(key, state, counted_suffices=False) for key, state in found.items()}
+    before = {key: _required(key, state, counted_suffices=False) for key, state in found.items()}
     asked = dict.fromkeys(before, 0)
     decisions = []
     for key, amount in amounts:
@@ -134,7 +139,7 @@ def consume(states: Mapping[str, LimitState], amounts: Sequence[tuple[str, int]]
 def release(states: Mapping[str, LimitState], amounts: Sequence[tuple[str, int]], now: datetime) -> Counted:
     """Gives usage back, down to zero; never refused."""
     found = {key: states.get(key) for key, _ in amounts}
-    before = {key: _known(key, state, counted_suffices=True) for key, state in found.items()}
+    before = {key: _required(key, state, counted_suffices=True) for key, state in found.items()}
     after = dict(before)
     for key, amount in amounts:
         after[key] = replace(after[key], used=max(0, after[key].used - amount))
@@ -143,7 +148,7 @@ def release(states: Mapping[str, LimitState], amounts: Sequence[tuple[str, int]]
 
 def set_usage(states: Mapping[str, LimitState], limit_key: str, used: int, now: datetime) -> Counted:
     """Takes over what was counted elsewhere; never refused, since usage is a fact."""
-    before = {limit_key: _known(limit_key, states.get(limit_key), counted_suffices=True)}
+    before = {limit_key: _required(limit_key, states.get(limit_key), counted_suffices=True)}
     after = {limit_key: _with_usage(before[limit_key], min(used, USED_MAX), now)}
     return _answer(before, after, [limit_key], now)
 
@@ -201,8 +206,8 @@ def _in_grace(state: LimitState, limit: Limit, now: datetime) -> bool:
     return now < state.grace_expires_at
 
 
-def _known(limit_key: str, state: LimitState | None, *, counted_suffices: bool) -> LimitState:
-    if state is None or (state.enabled and state.limit is None and not (counted_suffices and state.counted)):
+def _required(limit_key: str, state: LimitState | None, *, counted_suffices: bool) -> LimitState:
+    if state is None or not (state.known or (counted_suffices and state.counted)):
         raise unknown_limit(limit_key)
     return state
 

@@ -1,13 +1,13 @@
-"""What a tenant may use: limits as pushed, usage as counted, grace periods."""
+"""What a tenant may use, as pushed, and what it has used, as counted."""
 
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import datetime
 
 from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.ledger.rules.limits import Limit, LimitState, ServiceEntitlement
+from services.ledger.rules.limits import ServiceEntitlement
+from services.ledger.store.limits import from_json, to_json
 from services.ledger.tables import tenant_services, tenant_usage
 from shared import ids
 
@@ -26,16 +26,6 @@ UPDATE tenant_credits SET entitlements_version = :version, plan_code = :plan_cod
 DISABLE_OTHERS = """
 UPDATE tenant_services SET enabled = false, limits = '{}', updated_at = :now
 WHERE tenant_id = :tenant_id AND NOT service_code = ANY(:codes) AND (enabled OR limits <> '{}')"""
-
-LIMIT = text("""
-SELECT a.entitlements_version, clock_timestamp() + make_interval(secs => :offset), s.enabled, s.limits -> :key,
-       coalesce(u.used, 0), u.used IS NOT NULL, g.expires_at
-FROM tenant_credits a
-LEFT JOIN tenant_services s ON s.tenant_id = a.tenant_id AND s.service_code = :service_code
-LEFT JOIN tenant_usage u ON u.tenant_id = a.tenant_id AND u.limit_key = :limit_key
-LEFT JOIN grace_periods g ON g.tenant_id = a.tenant_id AND g.limit_key = :limit_key
-WHERE a.tenant_id = :tenant_id""")
-
 
 async def open_account(db: AsyncConnection, tenant_id: str, *, genesis: bytes, now: datetime) -> None:
     """Makes sure that there is a row to lock."""
@@ -64,7 +54,7 @@ async def replace(
             "service_code": service.service_code,
             "id": ids.new_id("svc"),
             "enabled": service.enabled,
-            "limits": {limit.key: _to_json(limit) for limit in service.limits},
+            "limits": {limit.key: to_json(limit) for limit in service.limits},
             "created_at": now,
             "updated_at": now,
         }
@@ -101,39 +91,11 @@ async def find_entitlements(
     )
     services = [
         ServiceEntitlement(
-            code, enabled, tuple(_from_json(key, limit) for key, limit in sorted(limits.items()))
+            code, enabled, tuple(from_json(key, limit) for key, limit in sorted(limits.items()))
         )
         for code, enabled, limits in result
     ]
     return row[0], row[1], services
-
-
-async def find_limit(
-    db: AsyncConnection, tenant_id: str, limit_key: str, offset: timedelta
-) -> tuple[LimitState, datetime] | None:
-    """Everything that a decision about the limit needs, and its moment. `limit` is absent where the plan has none."""
-    service_code, _, key = limit_key.partition(".")
-    values = {
-        "tenant_id": tenant_id,
-        "service_code": service_code,
-        "key": key,
-        "limit_key": limit_key,
-        "offset": offset.total_seconds(),
-    }
-    row = (await db.execute(LIMIT, values)).first()
-    if row is None:
-        return None
-    version, now, enabled, limit, used, counted, grace_expires_at = row
-    state = LimitState(
-        limit_key=limit_key,
-        enabled=bool(enabled),
-        limit=None if limit is None else _from_json(key, limit),
-        used=used,
-        counted=counted,
-        grace_expires_at=grace_expires_at,
-        entitlements_version=version,
-    )
-    return state, now
 
 
 async def list_usage(
@@ -148,23 +110,3 @@ async def list_usage(
         .limit(page)
     )
     return [(row[0], row[1], row[2]) for row in result]
-
-
-def _to_json(limit: Limit) -> dict[str, Any]:
-    """`limit` null: no ceiling. Operators read this column."""
-    stored: dict[str, Any] = {"limit": limit.value, "kind": limit.kind}
-    if limit.grace_seconds:
-        stored["graceSeconds"] = limit.grace_seconds
-    if limit.addon:
-        stored["addon"] = limit.addon
-    return stored
-
-
-def _from_json(key: str, stored: dict[str, Any]) -> Limit:
-    return Limit(
-        key=key,
-        value=stored["limit"],
-        kind=stored["kind"],
-        grace_seconds=stored.get("graceSeconds", 0),
-        addon=stored.get("addon", ""),
-    )
