@@ -4,7 +4,7 @@ UV := .tools/bin/uv
 BIN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup run demo psql test check proto baseline fmt lock clean
+.PHONY: help setup run demo psql test soak check proto baseline fmt lock clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
@@ -38,6 +38,10 @@ psql: .venv/.ok ## open psql as the operator role on the running suite
 
 test: .venv/.ok ## run every test, or TESTS=tests/ledger
 	@$(BIN)/python -m pytest -q $(TESTS)
+
+SECONDS ?= 600
+soak: .venv/.ok ## run the long forms of the fault tests, each for SECONDS=600; SEED=… repeats a run
+	@SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) $(BIN)/python -m pytest -s -n 0 -m soak $(TESTS)
 
 check: .venv/.ok ## lint contracts and code, check types
 	@$(BIN)/buf format -d --exit-code proto
