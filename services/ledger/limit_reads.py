@@ -26,6 +26,9 @@ from shared import backoff, clock, database, logs
 from shared.errors import Unavailable
 
 BATCH_MAX = 500
+# Between two queries under load: what arrives meanwhile is read together. The first question of a quiet time never
+# waits for it.
+PACE_SECONDS = 0.003
 WAITING_MAX = 10_000
 # What one round trip may take before its connection is cut: a half-open link never answers.
 ROUND_TRIP_SECONDS = 3.0
@@ -65,6 +68,7 @@ class LimitReads:
         self._waiting: _Asked = {}
         self._waiting_count = 0
         self._wake = asyncio.Event()
+        self._sent_at = 0.0
         self._connection: AsyncConnection[TupleRow] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -107,10 +111,10 @@ class LimitReads:
 
     async def _run(self) -> None:
         attempt = 0
+        loop = asyncio.get_running_loop()
         while True:
             await self._wake.wait()
-            # One turn of the loop: what arrived together is asked together.
-            await asyncio.sleep(0)
+            await asyncio.sleep(max(0.0, self._sent_at + PACE_SECONDS - loop.time()))
             asked = self._take()
             try:
                 answered = await self._answer(asked)
@@ -165,7 +169,7 @@ class LimitReads:
         offset = clock.offset()
         connection = await self._connected()
         loop = asyncio.get_running_loop()
-        sent_at = loop.time()
+        self._sent_at = sent_at = loop.time()
         # Cut rather than cancelled: psycopg would first ask the server that does not answer to cancel.
         guard = loop.call_later(ROUND_TRIP_SECONDS, _cut, connection)
         try:
