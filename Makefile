@@ -4,7 +4,7 @@ UV := .tools/bin/uv
 BIN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup run demo psql test soak check proto baseline fmt lock clean
+.PHONY: help setup run demo psql test bench bench-long soak check proto baseline fmt lock clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
@@ -42,6 +42,12 @@ test: .venv/.ok ## run every test, or TESTS=tests/ledger
 SECONDS ?= 600
 soak: .venv/.ok ## run the long forms of the fault tests, each for SECONDS=600; SEED=… repeats a run
 	@SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) $(BIN)/python -m pytest -s -n 0 -m soak $(TESTS)
+
+bench: .venv/.ok ## measure the ledger beside simpler ways to debit; QUICK=1 ends within ten minutes
+	@$(BIN)/python -m bench $(if $(QUICK),quick,full)
+
+bench-long: .venv/.ok ## the same with ten million transactions of history
+	@$(BIN)/python -m bench long
 
 check: .venv/.ok ## lint contracts and code, check types
 	@$(BIN)/buf format -d --exit-code proto

@@ -1,0 +1,211 @@
+"""Everything that a run needs: a cluster of its own, databases, and real processes, all gone at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+
+from suite.migrate import LOGINS, migrate
+from suite.postgres import EmbeddedPostgres
+from suite.processes import die_with_parent
+
+START_SECONDS_MAX = 30.0
+TEMPLATE = "bench_template"
+
+
+class World:
+    """One run's folder, cluster and keys."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.server = EmbeddedPostgres(folder / "postgres", port=0)
+        self.passwords = {role: secrets.token_urlsafe(18) for role in LOGINS}
+        self.keys = {name: secrets.token_urlsafe(18) for name in ("GATEWAY", "OPERATOR", "ROOM")}
+
+    @property
+    def gateway_key(self) -> str:
+        return self.keys["GATEWAY"]
+
+    @property
+    def room_key(self) -> str:
+        return self.keys["ROOM"]
+
+    def admin_url(self, database: str) -> str:
+        return self.server.url(database)
+
+    def ledger_url(self, database: str) -> str:
+        """As the ledger itself connects."""
+        parts = urlsplit(self.admin_url(database))
+        return urlunsplit(
+            parts._replace(netloc=f"ledger_rw:{self.passwords['ledger_rw']}@{parts.hostname}:{parts.port}")
+        )
+
+    def database(self, name: str) -> str:
+        """A migrated database of this name."""
+        if name == TEMPLATE:
+            self.server.create_database(name)
+            migrate(self.admin_url(name), self.passwords)
+        else:
+            self.server.create_database(name, template=TEMPLATE)
+        return name
+
+    @contextlib.contextmanager
+    def ledger(self, database: str) -> Iterator[str]:
+        """`python -m services.ledger` with the settings it ships with; answers its address."""
+        address = free_address()
+        told = {"LEDGER_LISTEN": address, "LEDGER_DATABASE_URL": self.ledger_url(database)}
+        with self._running(f"ledger-{database}", ["services.ledger"], told, address):
+            yield address
+
+    @contextlib.contextmanager
+    def echo(self) -> Iterator[str]:
+        """The echo on the ledger's own server stack; answers its address."""
+        address = free_address()
+        with self._running("echo", ["bench.echo", address], {}, address):
+            yield address
+
+    @contextlib.contextmanager
+    def _running(
+        self, name: str, arguments: Sequence[str], told: Mapping[str, str], address: str
+    ) -> Iterator[None]:
+        passed = {
+            name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ
+        }
+        keys = {f"{name}_SECRET": value for name, value in self.keys.items()}
+        with (self.folder / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                env={**passed, **keys, **told},
+                cwd=Path(__file__).parent.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent(signal.SIGTERM),
+            )
+            try:
+                wait_for(address, process)
+                yield
+            except BaseException:
+                sys.stderr.write((self.folder / f"{name}.log").read_text()[-2000:])
+                raise
+            finally:
+                end(process)
+
+
+class Child:
+    """A measuring process, such as `bench.load`."""
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=Path(__file__).parent.parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=die_with_parent(signal.SIGTERM),
+        )
+
+        if self._process.stdin is None or self._process.stdout is None:
+            raise RuntimeError("a measuring process has no pipes")
+        self._to, self._from = self._process.stdin, self._process.stdout
+
+    def ask(self, **order: Any) -> Any:
+        self.send(**order)
+        return self.receive()
+
+    def send(self, **order: Any) -> None:
+        self._to.write(json.dumps(order) + "\n")
+        self._to.flush()
+
+    def receive(self) -> Any:
+        line = self._from.readline()
+        if not line:
+            raise RuntimeError("a measuring process ended by itself")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer["answer"]
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        end(self._process)
+
+
+@contextlib.contextmanager
+def new() -> Iterator[World]:
+    """A started world; its folder is removed afterwards, whatever happened."""
+    folder = Path(tempfile.mkdtemp(prefix="billing-bench-"))
+    folder.chmod(0o711)  # as root the server is `nobody`, who must get in
+    world = World(folder)
+    try:
+        world.server.start()
+        world.database(TEMPLATE)
+        yield world
+    finally:
+        world.server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """Asks it to stop, then makes it."""
+    process.terminate()
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def wait_for(address: str, process: subprocess.Popen[Any]) -> None:
+    """Returns when somebody listens there; raises when nobody will."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"nothing answers on {address}") from None
+            time.sleep(0.05)
+
+
+def machine(admin_url: str) -> str:
+    """What the figures were measured on, and nothing that names this machine."""
+    with psycopg.connect(admin_url) as db:
+        version = db.execute("SHOW server_version").fetchone()
+        settings = [db.execute(f"SHOW {name}").fetchone() for name in ("fsync", "synchronous_commit")]
+    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    durable = ", ".join(
+        f"{name} {value[0]}"
+        for name, value in zip(("fsync", "synchronous_commit"), settings, strict=True)
+        if value
+    )
+    return (
+        f"{os.cpu_count()} CPUs, {gigabytes:.0f} GB, {platform.system()} {platform.release()}, "
+        f"PostgreSQL {version[0] if version else '?'} ({durable}), Python {platform.python_version()}"
+    )
