@@ -16,7 +16,7 @@ BillingError
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 Value: TypeAlias = str | int
 
@@ -33,6 +33,9 @@ class BillingError(Exception):
         super().__init__(message)
         self.message = message
         self.metadata = {name: str(value) for name, value in metadata.items()}
+        # Protobuf messages that travel in the status beside its reason; on the caller's side those of other types
+        # than google.rpc's come back here, packed.
+        self.details: Sequence[Any] = ()
         if reason is not None:
             self.reason = reason
 

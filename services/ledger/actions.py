@@ -1,8 +1,10 @@
 """One function for each thing that the ledger can do. What changes credits goes through the lanes."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import TypeAlias
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -15,18 +17,37 @@ from services.ledger.rules.limits import LimitDecision, ServiceEntitlement, deci
 from services.ledger.rules.model import (
     GENESIS,
     Account,
-    Debit,
     Entry,
-    Grant,
     Lot,
+    Noted,
     Outcome,
-    Settle,
     Totals,
     Transaction,
 )
-from services.ledger.store import entitlements, reads
+from services.ledger.rules.requests import (
+    Adjust,
+    Authorize,
+    CaptureHold,
+    Consume,
+    Debit,
+    ExtendHold,
+    Freeze,
+    Grant,
+    Group,
+    PlaceHold,
+    Refund,
+    Release,
+    Restore,
+    Revoke,
+    Settle,
+    SetUsage,
+    Unfreeze,
+    VoidHold,
+)
+from services.ledger.store import entitlements, grace, reads
 from shared import clock
 from shared.database import transaction
+from shared.errors import BillingError, InvalidArgument
 
 SETTLE_PAGE = 500
 
@@ -38,6 +59,7 @@ class Ledger:
     engine: AsyncEngine
     lanes: Lanes
     limit_reads: LimitReads
+    grace_retention: timedelta = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +78,66 @@ class Booked:
     entries: tuple[Entry, ...]
 
 
-async def debit(ledger: Ledger, debit: Debit) -> Outcome:
-    """Take credits, once per key; InsufficientCredits and ConditionFailed are remembered under it."""
-    return await _book(ledger, debit)
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What was settled."""
+
+    lots: int
+    credits: int
+    holds: int
+    grace_periods: int
 
 
-async def grant_credits(ledger: Ledger, grant: Grant) -> Outcome:
-    """Create a lot, once per reference, and the account if there is none."""
-    return await _book(ledger, grant)
+MovesCredits: TypeAlias = (
+    Debit | PlaceHold | CaptureHold | VoidHold | ExtendHold | Refund | Grant | Revoke | Restore | Adjust
+)
+MovesNone: TypeAlias = Consume | Release | SetUsage | Freeze | Unfreeze
+
+
+async def book(ledger: Ledger, operation: MovesCredits) -> Outcome:
+    """Do it once per key and answer what was booked; the refusals that the contract names are remembered under it."""
+    outcome = await ledger.lanes.submit(operation)
+    if not isinstance(outcome, Outcome):
+        raise TypeError(f"a lane answered {type(outcome).__name__}")
+    return outcome
+
+
+async def note(ledger: Ledger, operation: MovesNone) -> Noted:
+    """Count usage, or freeze an account and end it, once per key."""
+    noted = await ledger.lanes.submit(operation)
+    if not isinstance(noted, Noted):
+        raise TypeError(f"a lane answered {type(noted).__name__}")
+    return noted
+
+
+async def authorize(ledger: Ledger, operation: Authorize) -> Outcome | Noted:
+    """Limits and credits in one decision; raises NotAuthorized with what every part said."""
+    decided = await ledger.lanes.submit(operation)
+    if not isinstance(decided, Outcome | Noted):
+        raise TypeError(f"a lane answered {type(decided).__name__}")
+    return decided
+
+
+async def batch_debit(ledger: Ledger, debits: Sequence[tuple[Debit, str]]) -> list[Outcome | BillingError]:
+    """One answer for each (debit, group id), in their order; a group is one tenant's and applied whole or not at all."""
+    positions: dict[str, list[int]] = {}
+    for position, (_, group_id) in enumerate(debits):
+        positions.setdefault(f"group {group_id}" if group_id else f"alone {position}", []).append(position)
+    operations: list[Debit | Group] = []
+    for own in positions.values():
+        members, group_id = tuple(debits[position][0] for position in own), debits[own[0]][1]
+        if group_id:
+            _refuse_other_tenants(debits, own)
+        operations.append(Group(members[0].tenant_id, group_id, members) if group_id else members[0])
+    found: dict[int, Outcome | BillingError] = {}
+    answers = await ledger.lanes.submit_all(operations)
+    for own, answer in zip(positions.values(), answers, strict=True):
+        for index, position in enumerate(own):
+            each = answer[index] if isinstance(answer, tuple) else answer
+            if not isinstance(each, Outcome | BillingError):
+                raise TypeError(f"a lane answered {type(each).__name__}")
+            found[position] = each
+    return [found[position] for position in range(len(debits))]
 
 
 async def get_balance(
@@ -86,7 +160,7 @@ async def get_balance(
                 last_seq=account.seq,
             )
         seq, at = line or (0, as_of or now)
-        then = await reads.list_lots_at(db, tenant_id, seq)
+        then = await reads.list_lots_at(db, tenant_id, seq, since=at, until=as_of or at)
         return _view(replace(account, seq=seq, lots=then), as_of or at)
 
 
@@ -100,7 +174,7 @@ async def list_transactions(
         )
         if not found:
             await _require_tenant(db, tenant_id)
-    return [Booked(record.transaction, entries) for record, entries in found], following
+    return [Booked(transaction, entries) for transaction, entries in found], following
 
 
 async def get_transaction(
@@ -117,7 +191,7 @@ async def get_transaction(
             "there is no such transaction",
             **{name: value for name, value in asked.items() if value is not None},
         )
-    return Booked(found[0].transaction, found[1])
+    return Booked(*found)
 
 
 async def list_grants(ledger: Ledger, tenant_id: str, *, before: int | None, page: int) -> list[Lot]:
@@ -187,17 +261,20 @@ async def check_limit(
     return decision, state.entitlements_version, found.as_of
 
 
-async def settle_expired(ledger: Ledger, *, dry_run: bool, time_left_seconds: float) -> tuple[int, int]:
-    """Write down expiries that are due, tenant by tenant, as long as there is time: (lots, credits).
+async def settle_expired(ledger: Ledger, *, dry_run: bool, time_left_seconds: float) -> Settlement:
+    """Write down what time took, tenant by tenant, as long as there is time.
 
     A tenant that cannot be settled keeps nobody else waiting; its failure is raised when nothing else is left.
     """
     offset = clock.offset()
     async with ledger.engine.connect() as db:
         if dry_run:
-            return await reads.count_due(db, offset)
+            due = await reads.count_due(db, offset)
+            return Settlement(*due, await grace.count_due(db, offset))
+    async with transaction(ledger.engine) as db:
+        grace_periods = await grace.end_due(db, offset)
     ends_at = asyncio.get_running_loop().time() + time_left_seconds / 2
-    settled_lots = settled_credits = 0
+    settled_lots = settled_credits = settled_holds = 0
     while asyncio.get_running_loop().time() < ends_at:
         tenants = await _list_due(ledger, offset)
         if not tenants:
@@ -205,16 +282,19 @@ async def settle_expired(ledger: Ledger, *, dry_run: bool, time_left_seconds: fl
         results = await asyncio.gather(
             *(ledger.lanes.submit(Settle(tenant_id)) for tenant_id in tenants), return_exceptions=True
         )
-        expiries = [expiry for each in results if isinstance(each, Settled) for expiry in each.expiries]
-        settled_lots += len(expiries)
-        settled_credits -= sum(expiry.transaction.amount for expiry in expiries)
-        if not expiries:
+        booked = [
+            outcome.transaction for each in results if isinstance(each, Settled) for outcome in each.booked
+        ]
+        settled_lots += sum(each.kind == "expiry" for each in booked)
+        settled_credits -= sum(each.amount for each in booked if each.kind == "expiry")
+        settled_holds += sum(each.kind == "lapse" for each in booked)
+        if not booked:
             # Asking again would find the same: all failed, somebody else was faster, or the test clock went back.
             for failure in results:
                 if isinstance(failure, BaseException):
                     raise failure
             break
-    return settled_lots, settled_credits
+    return Settlement(settled_lots, settled_credits, settled_holds, grace_periods)
 
 
 async def _refuse_other_content(
@@ -238,16 +318,24 @@ async def _list_due(ledger: Ledger, offset: timedelta) -> list[str]:
         return await reads.list_tenants_due(db, offset, SETTLE_PAGE)
 
 
-async def _book(ledger: Ledger, operation: Debit | Grant) -> Outcome:
-    outcome = await ledger.lanes.submit(operation)
-    if not isinstance(outcome, Outcome):
-        raise TypeError(f"a lane answered {type(outcome).__name__}")
-    return outcome
+def _refuse_other_tenants(debits: Sequence[tuple[Debit, str]], group: list[int]) -> None:
+    """A group is decided under one tenant's lock."""
+    own = debits[group[0]][0].tenant_id
+    what = f"must be {own}: a group_id is for debits of one tenant"
+    violations = [
+        (f"items[{position}].debit.tenant_id", what)
+        for position in group
+        if debits[position][0].tenant_id != own
+    ]
+    if violations:
+        raise InvalidArgument(f"{violations[0][0]} {what}", violations=violations)
 
 
 def _view(account: Account, at: datetime) -> BalanceView:
-    alive = tuple(lot for lot in account.lots if lot.live(at) or lot.held)
-    return BalanceView(lots.totals(account, at), alive)
+    # What a hold that is due sets free is taken at once by a revocation that claims it.
+    own = tuple(replace(lot, remaining=lot.remaining - min(lot.free, lot.claimed)) for lot in account.lots)
+    alive = tuple(lot for lot in own if lot.remaining and (lot.live(at) or lot.held))
+    return BalanceView(lots.totals(replace(account, lots=alive), at), alive)
 
 
 async def _require_tenant(db: AsyncConnection, tenant_id: str) -> None:

@@ -4,12 +4,21 @@ FailedPrecondition
 ├── InsufficientCredits      remembered under its key
 ├── ConditionFailed          remembered
 ├── PlanLimitReached         remembered
+├── HoldAlreadyCaptured      remembered
+├── HoldAlreadyVoided        remembered
+├── HoldExpired              remembered
+├── ExceedsHold              remembered
+├── ExceedsRefundable        remembered
 ├── IdempotencyKeyReused
 ├── AccountFrozen
-└── DuplicateReference
+├── DuplicateReference
+└── GroupAborted
 NotFound
 ├── UnknownTenant
 ├── UnknownTransaction
+├── UnknownHold
+├── UnknownGrant
+├── UnknownFinding
 ├── UnknownLine
 └── UnknownLimit
 InvalidArgument ── AlreadyExpired
@@ -31,6 +40,26 @@ class PlanLimitReached(errors.FailedPrecondition):
     reason = "PLAN_LIMIT_REACHED"
 
 
+class HoldAlreadyCaptured(errors.FailedPrecondition):
+    reason = "HOLD_ALREADY_CAPTURED"
+
+
+class HoldAlreadyVoided(errors.FailedPrecondition):
+    reason = "HOLD_ALREADY_VOIDED"
+
+
+class HoldExpired(errors.FailedPrecondition):
+    reason = "HOLD_EXPIRED"
+
+
+class ExceedsHold(errors.FailedPrecondition):
+    reason = "EXCEEDS_HOLD"
+
+
+class ExceedsRefundable(errors.FailedPrecondition):
+    reason = "EXCEEDS_REFUNDABLE"
+
+
 class IdempotencyKeyReused(errors.FailedPrecondition):
     reason = "IDEMPOTENCY_KEY_REUSED"
 
@@ -43,12 +72,28 @@ class DuplicateReference(errors.FailedPrecondition):
     reason = "DUPLICATE_REFERENCE"
 
 
+class GroupAborted(errors.FailedPrecondition):
+    reason = "GROUP_ABORTED"
+
+
 class UnknownTenant(errors.NotFound):
     reason = "UNKNOWN_TENANT"
 
 
 class UnknownTransaction(errors.NotFound):
     reason = "UNKNOWN_TRANSACTION"
+
+
+class UnknownHold(errors.NotFound):
+    reason = "UNKNOWN_HOLD"
+
+
+class UnknownGrant(errors.NotFound):
+    reason = "UNKNOWN_GRANT"
+
+
+class UnknownFinding(errors.NotFound):
+    reason = "UNKNOWN_FINDING"
 
 
 class UnknownLine(errors.NotFound):
@@ -73,4 +118,9 @@ REMEMBERED: tuple[type[errors.FailedPrecondition], ...] = (
     InsufficientCredits,
     ConditionFailed,
     PlanLimitReached,
+    HoldAlreadyCaptured,
+    HoldAlreadyVoided,
+    HoldExpired,
+    ExceedsHold,
+    ExceedsRefundable,
 )

@@ -10,22 +10,29 @@ import contextlib
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 import psycopg
 from psycopg import AsyncConnection
 
 from services.ledger import errors
 from services.ledger.rules import answers, batch
-from services.ledger.rules.model import GENESIS, Entry, Grant, Operation, Outcome, Settle
-from services.ledger.store import lane as lane_store
+from services.ledger.rules.batch import Grouped, Repeat, Settled
+from services.ledger.rules.model import GENESIS, Entry, Noted, Outcome, Record
+from services.ledger.rules.requests import Group, Operation, Settle
+from services.ledger.rules.usage import NotAuthorized
+from services.ledger.store import load as loading
+from services.ledger.store import write as writing
+from services.ledger.store.wanted import wanted
 from shared import backoff, clock, database, ids, logs
-from shared.errors import BillingError, Unavailable
+from shared.errors import BillingError, Internal, Unavailable
 
 BATCH_MAX = 200
+# What one caller sends at once is queued in portions, so that neighbours get their turn between them.
+PORTION_MAX = 50
 # What one round trip may take before its connection is given up: a half-open link never answers.
 ROUND_TRIP_SECONDS = 8.0
 # A lost connection is tried again for about as long as a caller waits.
@@ -33,17 +40,18 @@ ATTEMPTS_MAX = 8
 
 _log = logs.get_logger()
 
-Result = Outcome | batch.Settled
+Result: TypeAlias = Outcome | Noted | Settled | tuple[Outcome | BillingError, ...]
+Refusal: TypeAlias = BillingError | NotAuthorized
 
 
 @dataclass(eq=False, slots=True)
 class _Waiter:
-    """An operation in the queue and the call that waits for it."""
+    """Operations of one tenant in the queue, and the call that waits for them."""
 
-    operation: Operation
-    answer: asyncio.Future[Result]
-    # It was being written: if its connection is lost and it is found afterwards, it was this very call's.
-    in_doubt: bool = False
+    operations: tuple[Operation, ...]
+    answer: asyncio.Future[list[Result | Refusal]]
+    # Keys that were being written: if the connection is lost and they are found afterwards, it was this very call.
+    in_doubt: set[str] = field(default_factory=set)
 
 
 class Lanes:
@@ -71,8 +79,36 @@ class Lanes:
 
         A caller that stops waiting harms nobody: what was taken into a batch goes on without it.
         """
-        lane = self._lanes[zlib.crc32(operation.tenant_id.encode()) % len(self._lanes)]
-        return await lane.enqueue(operation)
+        (answer,) = await self._of(operation.tenant_id).enqueue((operation,))
+        if isinstance(answer, BillingError | NotAuthorized):
+            raise answer
+        return answer
+
+    async def submit_all(self, operations: Sequence[Operation]) -> list[Result | Refusal]:
+        """One outcome or refusal for each operation; those of one tenant are decided in their order."""
+        answers: list[Result | Refusal | None] = [None] * len(operations)
+
+        async def portion(lane: "_Lane", positions: Sequence[int]) -> None:
+            try:
+                found = await lane.enqueue(tuple(operations[position] for position in positions))
+            except BillingError as error:
+                found = [error] * len(positions)
+            for position, answer in zip(positions, found, strict=True):
+                answers[position] = answer
+
+        by_tenant: dict[str, list[int]] = {}
+        for position, operation in enumerate(operations):
+            by_tenant.setdefault(operation.tenant_id, []).append(position)
+        portions = [
+            portion(self._of(tenant_id), positions[start : start + PORTION_MAX])
+            for tenant_id, positions in by_tenant.items()
+            for start in range(0, len(positions), PORTION_MAX)
+        ]
+        await asyncio.gather(*portions)
+        return [answer for answer in answers if answer is not None]
+
+    def _of(self, tenant_id: str) -> "_Lane":
+        return self._lanes[zlib.crc32(tenant_id.encode()) % len(self._lanes)]
 
 
 class _Lane:
@@ -82,18 +118,22 @@ class _Lane:
         self._waiting_max = waiting_max
         self._waiting_per_tenant_max = waiting_per_tenant_max
         self._queues: OrderedDict[str, deque[_Waiter]] = OrderedDict()
-        self._waiting = 0
+        self._waiting: dict[str, int] = {}  # operations by tenant
+        self._waiting_in_all = 0
         self._wake = asyncio.Event()
-        self._connection: lane_store.Connection | None = None
+        self._connection: loading.Connection | None = None
         self._taken: list[_Waiter] = []
 
-    async def enqueue(self, operation: Operation) -> Result:
-        own = len(self._queues.get(operation.tenant_id, ()))
-        if self._waiting >= self._waiting_max or own >= self._waiting_per_tenant_max:
+    async def enqueue(self, operations: tuple[Operation, ...]) -> list[Result | Refusal]:
+        """One answer for each; all of one tenant."""
+        tenant_id, count = operations[0].tenant_id, sum(map(_size, operations))
+        own = self._waiting.get(tenant_id, 0)
+        if self._waiting_in_all >= self._waiting_max or own >= self._waiting_per_tenant_max:
             raise errors.LaneFull("too many operations are waiting; nothing was done, try again")
-        waiter = _Waiter(operation, asyncio.get_running_loop().create_future())
-        self._queues.setdefault(operation.tenant_id, deque()).append(waiter)
-        self._waiting += 1
+        waiter = _Waiter(operations, asyncio.get_running_loop().create_future())
+        self._queues.setdefault(tenant_id, deque()).append(waiter)
+        self._waiting[tenant_id] = own + count
+        self._waiting_in_all += count
         self._wake.set()
         return await waiter.answer
 
@@ -115,16 +155,24 @@ class _Lane:
     def _take(self) -> list[_Waiter]:
         """Up to a batch, a fair share from each tenant in turn: one tenant's flood never fills it alone."""
         taken: list[_Waiter] = []
+        room = BATCH_MAX
         share = max(1, BATCH_MAX // max(1, len(self._queues)))
-        while self._queues and len(taken) < BATCH_MAX:
+        while self._queues and room > 0:
             tenant_id, queue = self._queues.popitem(last=False)
-            for _ in range(min(share, BATCH_MAX - len(taken), len(queue))):
+            own = 0
+            while queue and own < share and room > 0:
                 waiter = queue.popleft()
-                self._waiting -= 1
+                count = sum(map(_size, waiter.operations))
+                self._waiting_in_all -= count
+                self._waiting[tenant_id] -= count
                 if not waiter.answer.done():
                     taken.append(waiter)
+                    own += count
+                    room -= count
             if queue:
                 self._queues[tenant_id] = queue
+            else:
+                del self._waiting[tenant_id]
         return taken
 
     async def _answer(self, waiters: list[_Waiter]) -> None:
@@ -157,25 +205,51 @@ class _Lane:
             for waiter in waiters:
                 await self._answer([waiter])
             return
-        _log.error("operation_failed", tenant_id=waiters[0].operation.tenant_id, exc_info=error)
-        _fail(waiters[0], error)
+        (waiter,) = waiters
+        if len(waiter.operations) > 1:
+            _settle(waiter, [await self._alone(waiter, operation) for operation in waiter.operations])
+            return
+        _log.error("operation_failed", tenant_id=waiter.operations[0].tenant_id, exc_info=error)
+        _fail(waiter, error)
 
-    async def _transact(self, waiters: Sequence[_Waiter]) -> list[Result | BillingError]:
-        operations = [waiter.operation for waiter in waiters]
+    async def _alone(self, waiter: _Waiter, operation: Operation) -> Result | Refusal:
+        alone = _Waiter((operation,), asyncio.get_running_loop().create_future(), waiter.in_doubt)
+        await self._answer([alone])
+        try:
+            return (await alone.answer)[0]
+        except BillingError as refusal:
+            return refusal
+        except Exception:
+            return Internal("internal error")
+
+    async def _transact(self, waiters: Sequence[_Waiter]) -> list[list[Result | Refusal]]:
+        operations = [operation for waiter in waiters for operation in waiter.operations]
         connection = await self._connected()
         async with asyncio.timeout(ROUND_TRIP_SECONDS):
-            known = await lane_store.load(
-                connection, _wanted(operations), opened_at=clock.now(), genesis=GENESIS
-            )
+            known, crowded = await self._load(connection, operations)
+            while crowded:
+                # More holds are due than are settled at once: the rest must not count as held in what is decided.
+                await writing.write(
+                    connection, batch.decide(known, [Settle(each) for each in crowded], _new_id)
+                )
+                known, crowded = await self._load(connection, operations)
             decided = batch.decide(known, operations, _new_id)
-            repeats = [answer.record for answer in decided.answers if isinstance(answer, batch.Repeat)]
-            lines = await lane_store.entries_of(connection, repeats)
-            for waiter, answer in zip(waiters, decided.answers, strict=True):
-                waiter.in_doubt |= isinstance(answer, Outcome) and not answer.replayed
-            await lane_store.write(connection, decided)
-        return [_result(answer, lines) for answer in decided.answers]
+            lines = await loading.entries_of(connection, _repeated(decided.answers))
+            found = iter(zip(operations, decided.answers, strict=True))
+            for waiter in waiters:
+                for _ in waiter.operations:
+                    waiter.in_doubt |= _new_keys(*next(found))
+            await writing.write(connection, decided)
+        results = iter([_result(answer, lines) for answer in decided.answers])
+        return [[next(results) for _ in waiter.operations] for waiter in waiters]
 
-    async def _connected(self) -> lane_store.Connection:
+    async def _load(
+        self, connection: loading.Connection, operations: Sequence[Operation]
+    ) -> tuple[batch.Known, list[str]]:
+        asked = wanted(operations, clock_offset=clock.offset())
+        return await loading.load(connection, asked, opened_at=clock.now(), genesis=GENESIS)
+
+    async def _connected(self) -> loading.Connection:
         if self._connection is None or self._connection.closed:
             self._connection = await AsyncConnection.connect(
                 self._url,
@@ -193,36 +267,55 @@ class _Lane:
                 await asyncio.wait_for(connection.close(), 1)
 
 
-def _wanted(operations: Sequence[Operation]) -> lane_store.Wanted:
-    tenants = sorted({operation.tenant_id for operation in operations})
-    opening = sorted({operation.tenant_id for operation in operations if isinstance(operation, Grant)})
-    return lane_store.Wanted(
-        tenants=tenants,
-        opening=[(tenant_id, ids.new_id("acc")) for tenant_id in opening],
-        keys=[
-            (operation.tenant_id, operation.idempotency_key)
-            for operation in operations
-            if not isinstance(operation, Settle)
-        ],
-        grant_references=[
-            (operation.tenant_id, operation.reference_id)
-            for operation in operations
-            if isinstance(operation, Grant)
-        ],
-        clock_offset=clock.offset(),
-    )
+def _size(operation: Operation) -> int:
+    return len(operation.debits) if isinstance(operation, Group) else 1
 
 
 def _new_id(at: datetime, position: int) -> str:
     return ids.ordered_id("txn", at, position)
 
 
-def _result(answer: batch.Answer, lines: dict[str, tuple[Entry, ...]]) -> Result | BillingError:
-    if not isinstance(answer, batch.Repeat):
-        return answer
-    transaction = answer.record.transaction
-    totals = answers.totals_of_answer(answer.record.answer, transaction.created_at)
-    return Outcome(transaction, lines.get(transaction.id, ()), totals, replayed=True)
+def _repeated(found: Sequence[batch.Answer]) -> list[Record]:
+    repeats = []
+    for answer in found:
+        if isinstance(answer, Grouped):
+            repeats += _repeated(answer.answers)
+        elif isinstance(answer, Repeat):
+            repeats.append(answer.record)
+    return repeats
+
+
+def _new_keys(operation: Operation, answer: batch.Answer) -> set[str]:
+    """The keys under which something is about to be written for the first time."""
+    if isinstance(operation, Group) and isinstance(answer, Grouped):
+        members = zip(operation.debits, answer.answers, strict=True)
+        return {key for debit, each in members for key in _new_keys(debit, each)}
+    if (
+        isinstance(answer, Outcome | Noted)
+        and not answer.replayed
+        and not isinstance(operation, Group | Settle)
+    ):
+        return {operation.idempotency_key}
+    return set()
+
+
+def _result(answer: batch.Answer, lines: dict[loading.Key, tuple[Entry, ...]]) -> Result | Refusal:
+    match answer:
+        case Repeat(record):
+            if record.transaction is None:
+                return answers.noted(record)
+            own = lines.get((record.tenant_id, record.transaction.id), ())
+            return answers.outcome(record, own)
+        case Grouped():
+            return tuple(_member(_result(each, lines)) for each in answer.answers)
+        case _:
+            return answer
+
+
+def _member(result: Result | Refusal) -> Outcome | BillingError:
+    if not isinstance(result, Outcome | BillingError):
+        raise TypeError(f"a debit was answered {type(result).__name__}")
+    return result
 
 
 def _passes(error: Exception) -> bool:
@@ -233,13 +326,23 @@ def _passes(error: Exception) -> bool:
     return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith("25")
 
 
-def _settle(waiter: _Waiter, result: Result | BillingError) -> None:
-    if isinstance(result, BillingError):
-        _fail(waiter, result)
-    elif not waiter.answer.done():
-        if waiter.in_doubt and isinstance(result, Outcome):
-            result = replace(result, replayed=False)
-        waiter.answer.set_result(result)
+def _settle(waiter: _Waiter, results: list[Result | Refusal]) -> None:
+    if waiter.answer.done():
+        return
+    if waiter.in_doubt:
+        pairs = zip(waiter.operations, results, strict=True)
+        results = [_as_first(operation, result, waiter.in_doubt) for operation, result in pairs]
+    waiter.answer.set_result(results)
+
+
+def _as_first(operation: Operation, result: Result | Refusal, keys: set[str]) -> Result | Refusal:
+    """What this very call wrote is no repeat, though it was found when it was asked again."""
+    if isinstance(operation, Group) and isinstance(result, tuple):
+        members = zip(operation.debits, result, strict=True)
+        return tuple(_member(_as_first(debit, each, keys)) for debit, each in members)
+    if isinstance(result, Outcome | Noted) and getattr(operation, "idempotency_key", None) in keys:
+        return replace(result, replayed=False)
+    return result
 
 
 def _fail(waiter: _Waiter, error: Exception) -> None:

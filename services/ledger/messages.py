@@ -1,13 +1,19 @@
 """The rules' values as messages of the contract, and back."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from billing.ledger.v1 import ledger_pb2 as pb
 from billing.ledger.v1 import types_pb2 as types
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import code_pb2
 
 from services.ledger.rules import limits, model
+from services.ledger.rules.requests import Debit, Grant
+from services.ledger.rules.usage import Parts
+from shared.errors import BillingError
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -19,6 +25,11 @@ _LIMIT_KINDS = {name.removeprefix("LIMIT_KIND_").lower(): value for name, value 
 def moment(timestamp: Timestamp) -> datetime:
     """An aware UTC datetime, to the microsecond."""
     return timestamp.ToDatetime(tzinfo=UTC)
+
+
+def duration(value: Duration) -> timedelta:
+    """The same, to the microsecond."""
+    return value.ToTimedelta()
 
 
 def stamp(at: datetime | None) -> Timestamp | None:
@@ -37,6 +48,22 @@ def bucket(name: str) -> types.Bucket.ValueType:
 def bucket_name(value: types.Bucket.ValueType) -> str:
     """The name of this bucket."""
     return types.Bucket.Name(value).removeprefix("BUCKET_").lower()
+
+
+def debit_of(request: pb.DebitRequest) -> Debit:
+    """The operation that a request asks for."""
+    return Debit(
+        tenant_id=request.tenant_id,
+        idempotency_key=request.idempotency_key,
+        credits=request.credits,
+        min_credits=request.min_credits if request.HasField("min_credits") else request.credits,
+        reason=request.reason,
+        reference_id=request.reference_id,
+        description=request.description,
+        metadata=dict(request.metadata),
+        if_seq=request.if_seq if request.HasField("if_seq") else None,
+        dry_run=request.dry_run,
+    )
 
 
 def transaction(value: model.Transaction, entries: Iterable[model.Entry]) -> types.Transaction:
@@ -88,6 +115,61 @@ def balance(totals: model.Totals, lots: Iterable[model.Lot] = ()) -> types.Balan
     )
 
 
+def hold(value: model.Hold) -> pb.Hold:
+    """Credits set aside."""
+    return pb.Hold(
+        id=value.id,
+        reserved=value.reserved,
+        captured=value.captured,
+        released=value.released,
+        expires_at=stamp(value.expires_at),
+        status=types.TransactionStatus.Value(f"TRANSACTION_STATUS_{value.status.upper()}"),
+    )
+
+
+def hold_of(outcome: model.Outcome) -> pb.Hold:
+    """The hold that an operation placed or changed, as it was then."""
+    if outcome.hold is None:
+        raise TypeError(f"{outcome.transaction.id} is about no hold")
+    return hold(outcome.hold)
+
+
+def with_hold(outcome: model.Outcome) -> dict[str, Any]:
+    """The fields that all answers about holds share."""
+    return {
+        "hold": hold_of(outcome),
+        "transaction": transaction(outcome.transaction, outcome.entries),
+        "balance": balance(outcome.totals),
+        "replayed": outcome.replayed,
+    }
+
+
+def debit(outcome: model.Outcome) -> pb.DebitResponse:
+    """What was taken."""
+    return pb.DebitResponse(
+        transaction=transaction(outcome.transaction, outcome.entries),
+        balance=balance(outcome.totals),
+        replayed=outcome.replayed,
+    )
+
+
+def refusal(error: BillingError) -> pb.Refusal:
+    """What a call alone would have got as its status."""
+    return pb.Refusal(
+        code=code_pb2.Code.Value(error.code),
+        reason=error.reason,
+        message=error.message,
+        metadata=error.metadata,
+    )
+
+
+def parts(value: Parts) -> pb.AuthorizeResponse:
+    """What each part of a refused decision said."""
+    return pb.AuthorizeResponse(
+        limits=[limit_decision(each) for each in value.limits], balance=balance(value.totals)
+    )
+
+
 def lot(value: model.Lot) -> types.Lot:
     """What is left of one grant."""
     return types.Lot(
@@ -102,7 +184,7 @@ def lot(value: model.Lot) -> types.Lot:
     )
 
 
-def granted_lot(outcome: model.Outcome, grant: model.Grant) -> types.Lot:
+def granted_lot(outcome: model.Outcome, grant: Grant) -> types.Lot:
     """The lot as the grant made it; a repeat is told the same, whatever was spent since."""
     (line,) = outcome.entries
     return types.Lot(

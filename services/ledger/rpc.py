@@ -1,5 +1,6 @@
 """The ledger's doors: a request becomes plain values, one action runs, its result becomes the response."""
 
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, TypeAlias
 
 import grpc
@@ -10,21 +11,37 @@ from billing.ledger.v1 import (
     ledger_pb2_grpc,
 )
 from billing.ledger.v1 import (
-    ledger_funding_pb2 as funding_pb,
-)
-from billing.ledger.v1 import (
     ledger_pb2 as pb,
 )
 
-from services.ledger import actions, messages
+from services.ledger import actions, messages, streams
 from services.ledger.actions import Ledger
 from services.ledger.rpc_admin import LedgerAdminService
+from services.ledger.rpc_funding import LedgerFundingService
 from services.ledger.rpc_maintenance import LedgerMaintenanceService
-from services.ledger.rules.model import Debit, Grant
+from services.ledger.rules import requests as asked
+from services.ledger.rules.model import Outcome
+from services.ledger.rules.requests import (
+    Authorize,
+    CaptureHold,
+    Consume,
+    ExtendHold,
+    PlaceHold,
+    Refund,
+    Release,
+    SetUsage,
+    VoidHold,
+)
+from services.ledger.rules.usage import NotAuthorized
 from shared import paging
 from shared.rpc.server import Audience, Door
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+_EXPIRED_POLICIES = {
+    pb.EXPIRED_POLICY_REGRANT_30_DAYS: asked.REGRANT_30_DAYS,
+    pb.EXPIRED_POLICY_TO_PERMANENT: asked.TO_PERMANENT,
+}
 
 
 class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
@@ -34,11 +51,32 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         self._ledger = ledger
 
     async def Debit(self, request: pb.DebitRequest, context: Context) -> pb.DebitResponse:
-        debit = Debit(
+        return messages.debit(await actions.book(self._ledger, messages.debit_of(request)))
+
+    async def BatchDebit(self, request: pb.BatchDebitRequest, context: Context) -> pb.BatchDebitResponse:
+        return pb.BatchDebitResponse(results=await self._debits(request.items))
+
+    async def StreamDebits(
+        self, requests: AsyncIterator[pb.StreamDebitsRequest], context: Context
+    ) -> AsyncIterator[pb.StreamDebitsResponse]:
+        async for number, results in streams.in_order(requests, lambda request: self._debits(request.items)):
+            yield pb.StreamDebitsResponse(number=number, results=results)
+
+    async def _debits(self, items: Iterable[pb.BatchDebitItem]) -> list[pb.BatchDebitResult]:
+        debits = [(messages.debit_of(item.debit), item.group_id) for item in items]
+        return [
+            pb.BatchDebitResult(debit=messages.debit(each))
+            if isinstance(each, Outcome)
+            else pb.BatchDebitResult(refusal=messages.refusal(each))
+            for each in await actions.batch_debit(self._ledger, debits)
+        ]
+
+    async def PlaceHold(self, request: pb.PlaceHoldRequest, context: Context) -> pb.PlaceHoldResponse:
+        hold = PlaceHold(
             tenant_id=request.tenant_id,
             idempotency_key=request.idempotency_key,
             credits=request.credits,
-            min_credits=request.min_credits if request.HasField("min_credits") else request.credits,
+            ttl=messages.duration(request.ttl),
             reason=request.reason,
             reference_id=request.reference_id,
             description=request.description,
@@ -46,10 +84,61 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             if_seq=request.if_seq if request.HasField("if_seq") else None,
             dry_run=request.dry_run,
         )
-        outcome = await actions.debit(self._ledger, debit)
-        return pb.DebitResponse(
+        outcome = await actions.book(self._ledger, hold)
+        return pb.PlaceHoldResponse(**messages.with_hold(outcome))
+
+    async def CaptureHold(self, request: pb.CaptureHoldRequest, context: Context) -> pb.CaptureHoldResponse:
+        shortfall = request.over_capture_policy == pb.OVER_CAPTURE_POLICY_DEBIT_SHORTFALL
+        capture = CaptureHold(
+            tenant_id=request.tenant_id,
+            idempotency_key=request.idempotency_key,
+            hold_id=request.hold_id,
+            credits=request.credits,
+            more_follows=request.more_follows,
+            over_capture=asked.DEBIT_SHORTFALL if shortfall else asked.REJECT,
+            description=request.description,
+        )
+        outcome = await actions.book(self._ledger, capture)
+        return pb.CaptureHoldResponse(**messages.with_hold(outcome))
+
+    async def VoidHold(self, request: pb.VoidHoldRequest, context: Context) -> pb.VoidHoldResponse:
+        void = VoidHold(
+            tenant_id=request.tenant_id,
+            idempotency_key=request.idempotency_key,
+            hold_id=request.hold_id,
+            description=request.description,
+        )
+        outcome = await actions.book(self._ledger, void)
+        return pb.VoidHoldResponse(**messages.with_hold(outcome))
+
+    async def ExtendHold(self, request: pb.ExtendHoldRequest, context: Context) -> pb.ExtendHoldResponse:
+        extend = ExtendHold(
+            tenant_id=request.tenant_id,
+            idempotency_key=request.idempotency_key,
+            hold_id=request.hold_id,
+            ttl=messages.duration(request.ttl),
+        )
+        outcome = await actions.book(self._ledger, extend)
+        return pb.ExtendHoldResponse(
+            hold=messages.hold_of(outcome),
+            replayed=outcome.replayed,
+        )
+
+    async def RefundDebit(self, request: pb.RefundDebitRequest, context: Context) -> pb.RefundDebitResponse:
+        refund = Refund(
+            tenant_id=request.tenant_id,
+            idempotency_key=request.idempotency_key,
+            transaction_id=request.transaction_id,
+            credits=request.credits if request.HasField("credits") else None,
+            expired_policy=_EXPIRED_POLICIES.get(request.expired_policy, asked.EXPIRE_AGAIN),
+            reason=request.reason,
+            description=request.description,
+        )
+        outcome = await actions.book(self._ledger, refund)
+        return pb.RefundDebitResponse(
             transaction=messages.transaction(outcome.transaction, outcome.entries),
             balance=messages.balance(outcome.totals),
+            refundable=outcome.refundable,
             replayed=outcome.replayed,
         )
 
@@ -105,86 +194,63 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             as_of=messages.stamp(as_of),
         )
 
-
-class LedgerFundingService(ledger_funding_pb2_grpc.LedgerFundingServiceServicer):
-    """What creates credits, and what a tenant is entitled to."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-
-    async def GrantCredits(
-        self, request: funding_pb.GrantCreditsRequest, context: Context
-    ) -> funding_pb.GrantCreditsResponse:
-        grant = Grant(
+    async def Authorize(self, request: pb.AuthorizeRequest, context: Context) -> pb.AuthorizeResponse:
+        spend = request.WhichOneof("spend")
+        authorize = Authorize(
             tenant_id=request.tenant_id,
             idempotency_key=request.idempotency_key,
-            bucket=messages.bucket_name(request.bucket),
-            credits=request.credits,
-            expires_at=messages.moment(request.expires_at) if request.HasField("expires_at") else None,
-            reference_id=request.reference_id,
+            limits=tuple((each.limit_key, each.amount) for each in request.limits),
+            credits=0 if spend is None else getattr(request, spend),
+            ttl=messages.duration(request.hold_ttl) if spend == "hold_credits" else None,
             reason=request.reason,
-            description=request.description,
+            reference_id=request.reference_id,
+            dry_run=request.dry_run,
         )
-        outcome = await actions.grant_credits(self._ledger, grant)
-        return funding_pb.GrantCreditsResponse(
-            transaction=messages.transaction(outcome.transaction, outcome.entries),
-            lot=messages.granted_lot(outcome, grant),
-            replayed=outcome.replayed,
+        try:
+            decided = await actions.authorize(self._ledger, authorize)
+        except NotAuthorized as refused:
+            refused.refusal.details = (messages.parts(refused.parts),)
+            raise refused.refusal from None
+        answer = pb.AuthorizeResponse(
+            limits=[messages.limit_decision(each) for each in decided.limits],
+            balance=messages.balance(decided.totals),
+            replayed=decided.replayed,
+        )
+        if isinstance(decided, Outcome):
+            answer.transaction.CopyFrom(messages.transaction(decided.transaction, decided.entries))
+            if decided.hold is not None:
+                answer.hold.CopyFrom(messages.hold(decided.hold))
+        return answer
+
+    async def ConsumeLimits(
+        self, request: pb.ConsumeLimitsRequest, context: Context
+    ) -> pb.ConsumeLimitsResponse:
+        limits = tuple((each.limit_key, each.amount) for each in request.limits)
+        consume = Consume(tenant_id=request.tenant_id, idempotency_key=request.idempotency_key, limits=limits)
+        noted = await actions.note(self._ledger, consume)
+        return pb.ConsumeLimitsResponse(
+            limits=[messages.limit_decision(each) for each in noted.limits], replayed=noted.replayed
         )
 
-    async def ListGrants(
-        self, request: funding_pb.ListGrantsRequest, context: Context
-    ) -> funding_pb.ListGrantsResponse:
-        page = paging.size(request.page_size)
-        found = await actions.list_grants(
-            self._ledger, request.tenant_id, before=paging.number(request.page_token), page=page
-        )
-        shown = found[:page]
-        return funding_pb.ListGrantsResponse(
-            grants=[messages.lot(each) for each in shown],
-            next_page_token=paging.token(str(shown[-1].lot)) if len(found) > page else "",
+    async def ReleaseLimits(
+        self, request: pb.ReleaseLimitsRequest, context: Context
+    ) -> pb.ReleaseLimitsResponse:
+        limits = tuple((each.limit_key, each.amount) for each in request.limits)
+        release = Release(tenant_id=request.tenant_id, idempotency_key=request.idempotency_key, limits=limits)
+        noted = await actions.note(self._ledger, release)
+        return pb.ReleaseLimitsResponse(
+            limits=[messages.limit_decision(each) for each in noted.limits], replayed=noted.replayed
         )
 
-    async def SetEntitlements(
-        self, request: funding_pb.SetEntitlementsRequest, context: Context
-    ) -> funding_pb.SetEntitlementsResponse:
-        applied, version = await actions.set_entitlements(
-            self._ledger,
-            request.tenant_id,
-            version=request.version,
-            plan_code=request.plan_code,
-            services=[messages.service_entitlement_of(each) for each in request.services],
+    async def SetUsage(self, request: pb.SetUsageRequest, context: Context) -> pb.SetUsageResponse:
+        usage = SetUsage(
+            tenant_id=request.tenant_id,
+            idempotency_key=request.idempotency_key,
+            limit_key=request.limit_key,
+            used=request.used,
         )
-        outcome = (
-            funding_pb.ENTITLEMENTS_OUTCOME_APPLIED if applied else funding_pb.ENTITLEMENTS_OUTCOME_SUPERSEDED
-        )
-        return funding_pb.SetEntitlementsResponse(outcome=outcome, version=version)
-
-    async def GetEntitlements(
-        self, request: funding_pb.GetEntitlementsRequest, context: Context
-    ) -> funding_pb.GetEntitlementsResponse:
-        version, plan_code, services = await actions.get_entitlements(self._ledger, request.tenant_id)
-        return funding_pb.GetEntitlementsResponse(
-            version=version,
-            plan_code=plan_code,
-            services=[messages.service_entitlement(each) for each in services],
-        )
-
-    async def ListUsage(
-        self, request: funding_pb.ListUsageRequest, context: Context
-    ) -> funding_pb.ListUsageResponse:
-        page = paging.size(request.page_size)
-        found = await actions.list_usage(
-            self._ledger, request.tenant_id, after=paging.position(request.page_token) or "", page=page
-        )
-        shown = found[:page]
-        return funding_pb.ListUsageResponse(
-            usage=[
-                funding_pb.Usage(limit_key=key, used=used, updated_at=messages.stamp(updated_at))
-                for key, used, updated_at in shown
-            ],
-            next_page_token=paging.token(shown[-1][0]) if len(found) > page else "",
-        )
+        noted = await actions.note(self._ledger, usage)
+        return pb.SetUsageResponse(limit=messages.limit_decision(noted.limits[0]), replayed=noted.replayed)
 
 
 def doors(ledger: Ledger) -> list[Door]:

@@ -5,9 +5,11 @@ from typing import Any, TypeAlias
 import grpc
 from billing.ledger.v1 import ledger_maintenance_pb2 as maintenance_pb
 from billing.ledger.v1 import ledger_maintenance_pb2_grpc
+from billing.maintenance.v1 import alert_pb2
 
-from services.ledger import actions
+from services.ledger import actions, actions_audit, actions_findings
 from services.ledger.actions import Ledger
+from services.ledger.actions_audit import Audited
 from shared.rpc.context import DEFAULT_TIMEOUT_SECONDS, remaining_seconds
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -22,9 +24,56 @@ class LedgerMaintenanceService(ledger_maintenance_pb2_grpc.LedgerMaintenanceServ
     async def SettleExpired(
         self, request: maintenance_pb.SettleExpiredRequest, context: Context
     ) -> maintenance_pb.SettleExpiredResponse:
-        lots, credits = await actions.settle_expired(
+        settled = await actions.settle_expired(
             self._ledger,
             dry_run=request.dry_run,
             time_left_seconds=remaining_seconds() or DEFAULT_TIMEOUT_SECONDS,
         )
-        return maintenance_pb.SettleExpiredResponse(lots=lots, credits=credits)
+        return maintenance_pb.SettleExpiredResponse(
+            lots=settled.lots,
+            credits=settled.credits,
+            holds=settled.holds,
+            grace_periods=settled.grace_periods,
+        )
+
+    async def AuditIntegrity(
+        self, request: maintenance_pb.AuditIntegrityRequest, context: Context
+    ) -> maintenance_pb.AuditIntegrityResponse:
+        audited = await actions_audit.audit_integrity(
+            self._ledger,
+            dry_run=request.dry_run,
+            time_left_seconds=remaining_seconds() or DEFAULT_TIMEOUT_SECONDS,
+        )
+        return maintenance_pb.AuditIntegrityResponse(
+            tenants=audited.tenants, opened=audited.opened, open=audited.open, alerts=_alerts(audited)
+        )
+
+    async def Cleanup(
+        self, request: maintenance_pb.CleanupRequest, context: Context
+    ) -> maintenance_pb.CleanupResponse:
+        grace_periods, rate_limits = await actions_findings.cleanup(
+            self._ledger, grace_retention=self._ledger.grace_retention, dry_run=request.dry_run
+        )
+        return maintenance_pb.CleanupResponse(grace_periods=grace_periods, rate_limit_buckets=rate_limits)
+
+
+def _alerts(audited: Audited) -> list[alert_pb2.Alert]:
+    alerts = [
+        alert_pb2.Alert(
+            key=f"ledger.integrity.{each.check_type}",
+            severity=alert_pb2.ALERT_SEVERITY_CRITICAL,
+            title=f"{each.check_type}: {each.count} open in the ledger's audit",
+            evidence={"open": str(each.count), "tenants": ", ".join(each.tenants)},
+        )
+        for each in audited.critical
+    ]
+    if not audited.finished:
+        alerts.append(
+            alert_pb2.Alert(
+                key="ledger.integrity.unfinished",
+                severity=alert_pb2.ALERT_SEVERITY_WARNING,
+                title="The audit's time was too short for all tenants; its next run goes on where it stopped",
+                evidence={"tenants": str(audited.tenants), "lines": str(audited.lines)},
+            )
+        )
+    return alerts

@@ -62,6 +62,7 @@ credit_buckets = _table(
     _text("grant_transaction_id"),
     Column("closed", Boolean, nullable=False),
     _time("created_at"),
+    _time("pinned_until", nullable=True),
     key=("tenant_id", "lot"),
 )
 

@@ -34,7 +34,7 @@ def to_status(error: errors.BillingError, *, domain: str, request_id: str) -> st
     return status_pb2.Status(
         code=code_pb2.Code.Value(error.code),
         message=error.message[:_MESSAGE_CHARACTERS_MAX],
-        details=[_pack(detail) for detail in details],
+        details=[_pack(detail) for detail in (*details, *error.details)],
     )
 
 
@@ -46,6 +46,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.BillingError:
     message = error.details() or error.code().name.lower()
     status = rpc_status.from_call(error)
     reason, metadata, violations, retry_after = category.reason, {}, [], 1.0
+    others = []
     for packed in status.details if status is not None else ():
         if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             info = error_details_pb2.ErrorInfo()
@@ -59,8 +60,11 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.BillingError:
             retry = error_details_pb2.RetryInfo()
             packed.Unpack(retry)
             retry_after = retry.retry_delay.ToMilliseconds() / 1000
+        elif not packed.Is(error_details_pb2.RequestInfo.DESCRIPTOR):
+            others.append(packed)
     mapped = category(message, reason=reason)
     mapped.metadata = metadata
+    mapped.details = tuple(others)
     if isinstance(mapped, errors.InvalidArgument):
         mapped.violations = tuple(violations)
     if isinstance(mapped, errors.ResourceExhausted):

@@ -36,6 +36,7 @@ class RunningLedger:
     service: ledger_pb2_grpc.LedgerServiceStub
     funding: ledger_funding_pb2_grpc.LedgerFundingServiceStub
     maintenance: ledger_maintenance_pb2_grpc.LedgerMaintenanceServiceStub
+    admin: ledger_admin_pb2_grpc.LedgerAdminServiceStub
 
     def raw_channel(self) -> grpc.aio.Channel:
         """A channel without our interceptors, as a foreign client would open it."""
@@ -59,12 +60,14 @@ async def ledger(database: Database) -> AsyncIterator[RunningLedger]:
         ):
             product = open_channel(address, SecretStr(SECRETS["gateway_secret"]))
             rooms = open_channel(address, SecretStr(SECRETS["room_secret"]))
-            async with product, rooms:
+            operators = open_channel(address, SecretStr(SECRETS["operator_secret"]))
+            async with product, rooms, operators:
                 yield RunningLedger(
                     address,
                     room,
                     ledger_pb2_grpc.LedgerServiceStub(product),
                     ledger_funding_pb2_grpc.LedgerFundingServiceStub(rooms),
                     ledger_maintenance_pb2_grpc.LedgerMaintenanceServiceStub(rooms),
+                    ledger_admin_pb2_grpc.LedgerAdminServiceStub(operators),
                 )
     await engine.dispose()

@@ -10,8 +10,9 @@ import pytest
 from services.ledger import errors
 from services.ledger.lanes import Lanes
 from services.ledger.rules.batch import Decided
-from services.ledger.rules.model import PERMANENT, Debit, Grant, Outcome
-from services.ledger.store import lane
+from services.ledger.rules.model import PERMANENT, Outcome
+from services.ledger.rules.requests import Debit, Grant
+from services.ledger.store import load, write
 from shared.errors import Unavailable
 from tests.conftest import Database
 
@@ -25,11 +26,21 @@ async def lanes(database: Database) -> AsyncIterator[Lanes]:
 
 
 def a_grant(tenant: str, credits: int = 100, reference: str = "pay_1") -> Grant:
-    return Grant(tenant, f"grant:{reference}", PERMANENT, credits, None, reference, "credit_pack")
+    return Grant(
+        tenant_id=tenant,
+        idempotency_key=f"grant:{reference}",
+        bucket=PERMANENT,
+        credits=credits,
+        expires_at=None,
+        reference_id=reference,
+        reason="credit_pack",
+    )
 
 
 def a_debit(tenant: str, key: str, credits: int = 1) -> Debit:
-    return Debit(tenant, key, credits, credits, "blog.publish")
+    return Debit(
+        tenant_id=tenant, idempotency_key=key, credits=credits, min_credits=credits, reason="blog.publish"
+    )
 
 
 async def balance(database: Database, tenant: str) -> tuple[int, int]:
@@ -163,15 +174,15 @@ async def test_a_session_that_the_server_ended_for_idling_is_replaced(
     lanes: Lanes, database: Database, tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await lanes.submit(a_grant(tenant))
-    write, failed = lane.write, []
+    write_now, failed = write.write, []
 
-    async def write_late(connection: lane.Connection, decided: Decided) -> None:
+    async def write_late(connection: load.Connection, decided: Decided) -> None:
         if not failed:  # what the driver reports after this process was frozen inside a transaction
             failed.append(True)
             raise psycopg.errors.IdleInTransactionSessionTimeout
-        await write(connection, decided)
+        await write_now(connection, decided)
 
-    monkeypatch.setattr(lane, "write", write_late)
+    monkeypatch.setattr(write, "write", write_late)
 
     answer = await lanes.submit(a_debit(tenant, "k"))
 

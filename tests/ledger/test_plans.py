@@ -10,7 +10,7 @@ from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from services.ledger.store import lane, reads
+from services.ledger.store import load, reads, write
 from tests.conftest import Database
 
 TENANT = "plans-long"
@@ -36,7 +36,18 @@ INSERT INTO ledger.credit_entries (tenant_id, seq, transaction_id, lot, bucket, 
 SELECT '{TENANT}', n, 'txn_' || lpad(n::text, 26, '0'), 1 + n * 39 / {LINES}, 'permanent', 'debit', 0, 0, 9, 0, 9, 0,
     now() - make_interval(secs => {LINES} - n), ''
 FROM generate_series(1, {LINES}) n;
-ANALYZE ledger.credit_transactions, ledger.credit_entries, ledger.credit_buckets, ledger.tenant_credits
+INSERT INTO ledger.credit_holds (tenant_id, id, transaction_id, status, reserved, captured, open, expires_at,
+    max_expires_at, created_at)
+SELECT '{TENANT}', 'hold_' || n, 't', CASE WHEN n < 20000 THEN 'captured' ELSE 'held' END, 1,
+    CASE WHEN n < 20000 THEN 1 ELSE 0 END, n >= 20000, now() - make_interval(secs => 20000 - n), now(), now()
+FROM generate_series(1, 20000) n;
+INSERT INTO ledger.credit_hold_legs (tenant_id, hold_id, leg, lot, reserved, captured)
+SELECT '{TENANT}', 'hold_' || n, 1, 40, 1, CASE WHEN n < 20000 THEN 1 ELSE 0 END FROM generate_series(1, 20000) n;
+INSERT INTO ledger.credit_revocations (tenant_id, reference_id, transaction_id, grant_reference_id, lot, asked, taken,
+    claimed, created_at)
+SELECT '{TENANT}', 'rfnd_' || n, 't', 'r', 40, 1, 1, 0, now() FROM generate_series(1, 20000) n;
+ANALYZE ledger.credit_transactions, ledger.credit_entries, ledger.credit_buckets, ledger.tenant_credits,
+    ledger.credit_holds, ledger.credit_hold_legs, ledger.credit_revocations
 """
 
 
@@ -77,11 +88,11 @@ LANE = {
         f"{TEXTS}, {TEXTS}, {TEXTS}",
         [[TENANT] * 9, [f"k{n}" for n in range(1, 10)], [TENANT]],
     ),
-    "GRANTS_BY_REFERENCE": (f"{TEXTS}, {TEXTS}, {TEXTS}", [[TENANT], ["r8000"], [TENANT]]),
+    "OPERATIONS_BY_KEY": (f"{TEXTS}, {TEXTS}, {TEXTS}", [[TENANT] * 2, ["k1", "k2"], [TENANT]]),
     "ENTRIES_OF_RECORDS": (f"{TEXTS}, {NUMBERS}, {NUMBERS}, {TEXTS}", [[TENANT], [70], [71], [TENANT]]),
     "UPDATE_LOTS": (
-        f"{TEXTS}, {NUMBERS}, {NUMBERS}, {NUMBERS}, {TEXTS}",
-        [[TENANT], [40], [8], [0], [TENANT]],
+        f"{TEXTS}, {NUMBERS}, {NUMBERS}, {NUMBERS}, {NUMBERS}, timestamptz[], {TEXTS}",
+        [[TENANT], [40], [8], [0], [0], [None], [TENANT]],
     ),
 }
 
@@ -90,15 +101,55 @@ LANE = {
 def test_the_write_path_does_not_feel_history(history: psycopg.Connection, name: str) -> None:
     types, values = LANE[name]
     numbers = iter(range(1, 20))
-    statement = re.sub("%s", lambda _: f"${next(numbers)}", getattr(lane, name))
+    template = getattr(load, name, None) or getattr(write, name)
+    statement = re.sub("%s", lambda _: f"${next(numbers)}", template)
 
     assert pages(history, statement, types, values) < PAGES_MAX
+
+
+NAMED: dict[str, dict[str, tuple[str, object]]] = {
+    "HOLDS": {
+        "tenants": (TEXTS, [TENANT]),
+        "offset": ("interval", "0"),
+        "within": ("interval", "10 ms"),
+        "owners": (TEXTS, [TENANT]),
+        "ids": (TEXTS, ["hold_19000"]),
+    },
+    "BY_REFERENCE": {
+        "owners": (TEXTS, [TENANT]),
+        "kinds": (TEXTS, ["grant"]),
+        "ids": (TEXTS, ["r8000"]),
+        "tenants": (TEXTS, [TENANT]),
+    },
+    **{
+        name: {"owners": (TEXTS, [TENANT]), "ids": (TEXTS, [value]), "tenants": (TEXTS, [TENANT])}
+        for name, value in {
+            "GRANTED_LOTS": "r8000",
+            "REVOCATIONS": "rfnd_9000",
+            "SPENT": "txn_" + "8001".zfill(26),
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_only_some_operations_ask_does_not_feel_history_either(
+    history: psycopg.Connection, name: str
+) -> None:
+    order = list(NAMED[name])
+    statement = re.sub(r"%\((\w+)\)s", lambda found: f"${order.index(found[1]) + 1}", getattr(load, name))
+    types = ", ".join(kind for kind, _ in NAMED[name].values())
+
+    assert pages(history, statement, types, [value for _, value in NAMED[name].values()]) < PAGES_MAX
 
 
 EARLY = "txn_" + "500".zfill(26)
 READS: dict[str, tuple[str, dict[str, object]]] = {
     "balance": ("ACCOUNT", {"offset": 0.0}),
-    "balance after a line": ("LOTS_AT_SEQ", {"seq": 9000}),
+    "balance after a line": (
+        "LOTS_AT_SEQ",
+        {"seq": 9000, "since": "2026-01-01", "until": "2026-01-02"},
+    ),
     "balance at a moment": ("SEQ_AT", {"at": "2020-01-01"}),
     "first page": (
         "TRANSACTIONS",
@@ -119,6 +170,8 @@ TYPES = {
     "offset": "float",
     "seq": "bigint",
     "at": "timestamptz",
+    "since": "timestamptz",
+    "until": "timestamptz",
     "scan": "int",
     "rejected": "bool",
     "page": "int",

@@ -17,12 +17,10 @@ from services.ledger.rules.model import (
     PRIORITY,
     SUBSCRIPTION,
     Account,
-    Debit,
-    Grant,
     Lot,
-    Operation,
     Outcome,
 )
+from services.ledger.rules.requests import Debit, Grant, Operation
 from shared.errors import BillingError
 from shared.ids import ordered_id
 
@@ -61,11 +59,23 @@ def a_lot(number: int, remaining: int, *, days: float | None = None, held: int =
 
 
 def a_debit(credits: int, key: str = "k", **changes: object) -> Debit:
-    return Debit("t", key, credits, int(changes.pop("min_credits", credits)), "blog.publish", **changes)  # type: ignore
+    values = {"min_credits": credits, "reason": "blog.publish", **changes}
+    return Debit(tenant_id="t", idempotency_key=key, credits=credits, **values)  # type: ignore[arg-type]
+
+
+def a_grant(credits: int, key: str = "g", **changes: object) -> Grant:
+    values = {
+        "bucket": PERMANENT,
+        "expires_at": None,
+        "reference_id": key,
+        "reason": "credit_pack",
+        **changes,
+    }
+    return Grant(tenant_id="t", idempotency_key=key, credits=credits, **values)  # type: ignore[arg-type]
 
 
 def decide(account: Account, *operations: Operation, now: datetime = NOW) -> batch.Decided:
-    known = batch.Known(now, {account.tenant_id: account}, {}, {})
+    known = batch.Known(now, {account.tenant_id: account}, {})
     return batch.decide(known, operations, lambda at, position: ordered_id("txn", at, position))
 
 
@@ -104,8 +114,8 @@ def test_an_expiry_is_booked_before_what_comes_next_and_held_credits_stay() -> N
 
     decided = decide(account, a_debit(1), now=NOW + timedelta(days=2))
 
-    assert [record.transaction.kind for record in decided.records] == ["expiry", "debit"]
-    assert decided.records[0].transaction.amount == -5
+    assert [record.kind for record in decided.records] == ["expiry", "debit"]
+    assert decided.outcomes[0].transaction.amount == -5
     after = decided.after["t"]
     assert [(lot.lot, lot.remaining, lot.held) for lot in after.lots] == [(1, 4, 4), (2, 2, 0)]
     assert lots.totals(after, NOW + timedelta(days=2)).posted == 6
@@ -130,7 +140,7 @@ def test_a_refusal_inside_a_batch_is_remembered_for_the_next_one_too() -> None:
     assert isinstance(second, BillingError)
     assert second.metadata["replayed"] == "true"
     assert outcome(third).totals.available == 0
-    assert [record.transaction.status for record in decided.records] == ["rejected", "posted"]
+    assert [record.rejected for record in decided.records] == [True, False]
 
 
 def test_a_frozen_account_refuses_and_remembers_nothing() -> None:
@@ -161,8 +171,7 @@ def test_every_field_of_a_fingerprint_is_told_apart() -> None:
 
     assert fingerprint.differing_field(a_debit(5, reference_id="a"), stored) is None
     assert fingerprint.differing_field(a_debit(5, reference_id="b"), stored) == "reference_id"
-    grant = Grant("t", "k", PERMANENT, 5, None, "pay", "credit_pack")
-    assert fingerprint.differing_field(grant, stored) == "kind"
+    assert fingerprint.differing_field(a_grant(5), stored) == "kind"
 
 
 def test_the_chain_changes_with_every_number_and_word() -> None:
@@ -217,17 +226,16 @@ def test_credits_are_conserved_through_any_history(history: list[list[tuple[str,
             elif kind == "grant":
                 bucket = PERMANENT if days is None else SUBSCRIPTION
                 expires_at = None if days is None else now + timedelta(days=days + 20)
-                operations.append(Grant("t", key, bucket, number, expires_at, key, "credit_pack"))
+                operations.append(a_grant(number, key=key, bucket=bucket, expires_at=expires_at))
             else:
                 operations.append(a_debit(number, key=key, min_credits=1 if kind == "some" else number))
         decided = decide(account, *operations, now=now)
-        for record in decided.records:
-            amount = record.transaction.amount
-            granted += max(amount, 0)
-            if record.transaction.kind == "debit":
-                spent -= amount
-            elif record.transaction.kind == "expiry":
-                expired -= amount
+        for transaction in (each.transaction for each in decided.outcomes):
+            granted += max(transaction.amount, 0)
+            if transaction.kind == "debit":
+                spent -= transaction.amount
+            elif transaction.kind == "expiry":
+                expired -= transaction.amount
         lines = [entry for each in decided.outcomes for entry in each.entries]
         assert [entry.seq for entry in lines] == list(range(account.seq + 1, account.seq + 1 + len(lines)))
         account = decided.after["t"]

@@ -3,12 +3,105 @@
 from datetime import datetime
 from typing import Any
 
-from services.ledger.rules.model import BucketTotals, Totals
+from services.ledger.rules.limits import LimitDecision
+from services.ledger.rules.model import BucketTotals, Entry, Hold, Noted, Outcome, Record, Revoked, Totals
+from services.ledger.rules.usage import Parts
 from shared.errors import FailedPrecondition
 
+_HOLD = ("id", "transaction_id", "status", "reserved", "captured", "released", "reason", "reference_id")
+_HOLD_MOMENTS = ("expires_at", "max_expires_at", "created_at")
+_DECISION = ("limit_key", "allowed", "reason", "limit", "used", "remaining", "kind", "addon", "requested")
 
-def answer_of_totals(totals: Totals) -> dict[str, Any]:
-    """The balance after an operation, as it is kept for repeats."""
+
+def of_outcome(outcome: Outcome) -> dict[str, Any]:
+    """What an operation on credits answered, beside its transaction."""
+    answer = _of_totals(outcome.totals)
+    if outcome.hold is not None:
+        answer["hold"] = _of_hold(outcome.hold)
+    if outcome.refundable:
+        answer["refundable"] = outcome.refundable
+    if outcome.revoked is not None:
+        revoked = outcome.revoked
+        answer["revoked"] = [revoked.taken, revoked.claimed, revoked.already_spent]
+    if outcome.limits:
+        answer["limits"] = [_of_decision(each) for each in outcome.limits]
+    return answer
+
+
+def of_noted(noted: Noted) -> dict[str, Any]:
+    """What an operation answered that moves no credits."""
+    answer = _of_totals(noted.totals)
+    answer["limits"] = [_of_decision(each) for each in noted.limits]
+    answer["frozen_at"] = _text(noted.frozen_at)
+    return answer
+
+
+def of_refusal(refusal: FailedPrecondition, parts: Parts | None) -> dict[str, Any]:
+    """A refusal, with what each part said where it had several."""
+    answer: dict[str, Any] = {
+        "refused": refusal.reason,
+        "message": refusal.message,
+        "metadata": refusal.metadata,
+    }
+    if parts is not None:
+        answer["limits"] = [_of_decision(each) for each in parts.limits]
+        answer["totals"] = _of_totals(parts.totals)
+    return answer
+
+
+def outcome(record: Record, lines: tuple[Entry, ...]) -> Outcome:
+    """The outcome of a stored operation on credits, as it was first answered."""
+    if record.transaction is None:
+        raise TypeError(f"{record.idempotency_key} moved no credits")
+    answer = record.answer
+    hold, revoked = answer.get("hold"), answer.get("revoked")
+    return Outcome(
+        record.transaction,
+        lines,
+        _totals(answer, record.decided_at),
+        hold=None if hold is None else _hold(hold),
+        refundable=answer.get("refundable", 0),
+        revoked=None if revoked is None else Revoked(*revoked),
+        limits=tuple(_decision(each) for each in answer.get("limits", ())),
+        replayed=True,
+    )
+
+
+def noted(record: Record) -> Noted:
+    """The answer of a stored operation that moved no credits."""
+    answer = record.answer
+    return Noted(
+        _totals(answer, record.decided_at),
+        limits=tuple(_decision(each) for each in answer["limits"]),
+        frozen_at=_time(answer["frozen_at"]),
+        replayed=True,
+    )
+
+
+def refusal(record: Record) -> FailedPrecondition:
+    """The refusal as first answered, marked as replayed and with the moment of its decision."""
+    answer = record.answer
+    return FailedPrecondition(
+        answer["message"],
+        reason=answer["refused"],
+        **{
+            **answer["metadata"],
+            "replayed": "true",
+            "decided_at": record.decided_at.isoformat(timespec="milliseconds"),
+        },
+    )
+
+
+def parts(record: Record) -> Parts | None:
+    """What each part of a refused decision said; None where it had only one."""
+    answer = record.answer
+    if "totals" not in answer:
+        return None
+    decisions = tuple(_decision(each) for each in answer["limits"])
+    return Parts(decisions, _totals(answer["totals"], record.decided_at))
+
+
+def _of_totals(totals: Totals) -> dict[str, Any]:
     return {
         "available": totals.available,
         "held": totals.held,
@@ -21,8 +114,7 @@ def answer_of_totals(totals: Totals) -> dict[str, Any]:
     }
 
 
-def totals_of_answer(answer: dict[str, Any], at: datetime) -> Totals:
-    """The balance that an operation left behind when it was first answered."""
+def _totals(answer: dict[str, Any], at: datetime) -> Totals:
     return Totals(
         available=answer["available"],
         held=answer["held"],
@@ -37,22 +129,25 @@ def totals_of_answer(answer: dict[str, Any], at: datetime) -> Totals:
     )
 
 
-def answer_of_refusal(refusal: FailedPrecondition) -> dict[str, Any]:
-    """A refusal, as it is kept for repeats."""
-    return {"refused": refusal.reason, "message": refusal.message, "metadata": refusal.metadata}
+def _of_hold(hold: Hold) -> dict[str, Any]:
+    kept: dict[str, Any] = {name: getattr(hold, name) for name in _HOLD}
+    return kept | {name: getattr(hold, name).isoformat() for name in _HOLD_MOMENTS}
 
 
-def refusal_of_answer(answer: dict[str, Any], decided_at: datetime) -> FailedPrecondition:
-    """The refusal as first answered, marked as replayed and with the moment of its decision."""
-    return FailedPrecondition(
-        answer["message"],
-        reason=answer["refused"],
-        **{
-            **answer["metadata"],
-            "replayed": "true",
-            "decided_at": decided_at.isoformat(timespec="milliseconds"),
-        },
-    )
+def _hold(kept: dict[str, Any]) -> Hold:
+    values: dict[str, Any] = {name: kept[name] for name in _HOLD}
+    values |= {name: datetime.fromisoformat(kept[name]) for name in _HOLD_MOMENTS}
+    return Hold(**values)
+
+
+def _of_decision(decision: LimitDecision) -> dict[str, Any]:
+    kept: dict[str, Any] = {name: getattr(decision, name) for name in _DECISION}
+    return kept | {"grace_expires_at": _text(decision.grace_expires_at)}
+
+
+def _decision(kept: dict[str, Any]) -> LimitDecision:
+    values = {name: kept[name] for name in _DECISION}
+    return LimitDecision(**values, grace_expires_at=_time(kept["grace_expires_at"]))
 
 
 def _text(moment: datetime | None) -> str | None:

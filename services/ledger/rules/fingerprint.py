@@ -1,53 +1,57 @@
 """What an operation asked for, small enough to keep and precise enough to name the field that differs."""
 
 import hashlib
-from datetime import datetime
+from dataclasses import fields
+from datetime import datetime, timedelta
+from functools import cache, lru_cache
 
-from services.ledger.rules.model import Debit, Grant
+from services.ledger.rules.requests import Keyed
 
 VERSION = 1
 _WIDTH = 8
 
-_FIELDS: dict[type, tuple[str, ...]] = {
-    Debit: (
-        "kind",
-        "credits",
-        "min_credits",
-        "reason",
-        "reference_id",
-        "description",
-        "metadata",
-        "if_seq",
-    ),
-    Grant: ("kind", "bucket", "credits", "expires_at", "reference_id", "reason", "description"),
-}
+# Who asks under which key, and how: not what is asked for.
+_NOT_COMPARED = frozenset({"tenant_id", "idempotency_key", "dry_run", "request_id"})
 
 
-def of(operation: Debit | Grant) -> bytes:
-    """Eight bytes for each field, in a fixed order; the first says which kind of operation it was."""
-    return b"".join(_digest(value) for value in _values(operation))
+def of(operation: Keyed) -> bytes:
+    """Eight bytes for each field, in the order of the class; the first say which kind of operation it was."""
+    kind: type = type(operation)
+    parts = [_digest_of_text(kind.__name__)]
+    parts += [_digest(getattr(operation, name)) for name in _compared(kind)]
+    return b"".join(parts)
 
 
-def differing_field(operation: Debit | Grant, stored: bytes) -> str | None:
+def differing_field(operation: Keyed, stored: bytes) -> str | None:
     """The first field in which the operation differs from the one stored; None when it is the same."""
     asked = of(operation)
     if asked == stored:
         return None
-    for position, name in enumerate(_FIELDS[type(operation)]):
+    kind: type = type(operation)
+    for position, name in enumerate(("kind", *_compared(kind))):
         start = position * _WIDTH
         if asked[start : start + _WIDTH] != stored[start : start + _WIDTH]:
             return name
     return "kind"
 
 
-def _values(operation: Debit | Grant) -> list[object]:
-    names = _FIELDS[type(operation)][1:]
-    return [type(operation).__name__, *(getattr(operation, name) for name in names)]
+@cache
+def _compared(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind) if field.name not in _NOT_COMPARED)
 
 
 def _digest(value: object) -> bytes:
+    if isinstance(value, str):
+        return _digest_of_text(value)
     if isinstance(value, dict):
         value = sorted(value.items())
     elif isinstance(value, datetime):
         value = value.timestamp()
+    elif isinstance(value, timedelta):
+        value = value.total_seconds()
     return hashlib.blake2b(repr(value).encode(), digest_size=_WIDTH).digest()
+
+
+@lru_cache(maxsize=4096)
+def _digest_of_text(text: str) -> bytes:
+    return hashlib.blake2b(repr(text).encode(), digest_size=_WIDTH).digest()

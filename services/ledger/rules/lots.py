@@ -1,6 +1,7 @@
 """Which lots are spent, in which order, and what a tenant has."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from services.ledger.rules.model import PERMANENT, SUBSCRIPTION, Account, BucketTotals, Lot, Totals
@@ -33,15 +34,22 @@ def take(account: Account, credits: int, now: datetime) -> list[tuple[Lot, int]]
 
 
 def find(account: Account, number: int) -> Lot:
-    """The open lot of this number."""
-    return next(lot for lot in account.lots if lot.lot == number)
+    """The lot of this number, be it empty."""
+    for lot in account.lots:
+        if lot.lot == number:
+            return lot
+    return account.emptied[number]
 
 
-def put(account: Account, after: Lot) -> tuple[Lot, ...]:
-    """The account's lots with one of them changed; a lot that is empty is no longer open."""
+def put(account: Account, after: Lot) -> Account:
+    """The account with one of its lots changed; what is empty is out of the order, what is filled back in it."""
     if after.remaining == 0:
-        return tuple(lot for lot in account.lots if lot.lot != after.lot)
-    return tuple(after if lot.lot == after.lot else lot for lot in account.lots)
+        rest = tuple(lot for lot in account.lots if lot.lot != after.lot)
+        return replace(account, lots=rest, emptied={**account.emptied, after.lot: after})
+    if after.lot in account.emptied:
+        emptied = {number: lot for number, lot in account.emptied.items() if number != after.lot}
+        return replace(account, lots=in_burn_order((*account.lots, after)), emptied=emptied)
+    return replace(account, lots=tuple(after if lot.lot == after.lot else lot for lot in account.lots))
 
 
 def due(account: Account, now: datetime) -> list[Lot]:

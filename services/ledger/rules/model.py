@@ -1,8 +1,11 @@
 """The values that the ledger decides about."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
+
+from services.ledger.rules.limits import LimitDecision, LimitState
 
 SUBSCRIPTION = "subscription"
 PERMANENT = "permanent"
@@ -14,6 +17,10 @@ ACTIVE = "active"
 FROZEN = "frozen"
 
 GENESIS = bytes(32)
+
+# A hold lives no longer than this from its placing, whatever extends it: it bounds how far a hold stretches a lot.
+HOLD_MAX = timedelta(days=7)
+REGRANT = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +37,15 @@ class Lot:
     reference_id: str
     grant_transaction_id: str
     created_at: datetime
+    claimed: int = 0  # what revocations still take when it returns
+    pinned_until: datetime | None = None  # the latest end of any hold on it
+
+    @property
+    def usable_until(self) -> datetime | None:
+        """Until when some of it can be spent or captured."""
+        if self.held and self.expires_at is not None and self.pinned_until is not None:
+            return max(self.expires_at, self.pinned_until)
+        return self.expires_at
 
     @property
     def free(self) -> int:
@@ -42,8 +58,65 @@ class Lot:
 
 
 @dataclass(frozen=True, slots=True)
+class Leg:
+    """What a hold has set aside in one lot."""
+
+    leg: int
+    lot: int
+    reserved: int
+    captured: int = 0
+    released: int = 0
+
+    @property
+    def open(self) -> int:
+        """What is still set aside."""
+        return self.reserved - self.captured - self.released
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Credits set aside until they are captured, voided or lapse."""
+
+    id: str
+    transaction_id: str
+    status: str  # held, captured, voided, expired
+    reserved: int
+    captured: int
+    released: int
+    expires_at: datetime
+    max_expires_at: datetime
+    created_at: datetime
+    reason: str
+    reference_id: str
+    legs: tuple[Leg, ...] = ()
+
+    @property
+    def open(self) -> int:
+        """What is still set aside."""
+        return self.reserved - self.captured - self.released
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """A grant that was taken back: what was taken so far, and what still is when it returns to the lot."""
+
+    reference_id: str
+    transaction_id: str
+    grant_reference_id: str
+    lot: int
+    asked: int
+    taken: int
+    claimed: int
+    restored_transaction_id: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
-    """A tenant's credits: the locked row and its open lots, in the order in which they are spent."""
+    """A tenant's credits: the locked row and its open lots, in the order in which they are spent.
+
+    Of everything else it carries what the operations at hand are about.
+    """
 
     tenant_id: str
     seq: int
@@ -53,6 +126,10 @@ class Account:
     frozen_reason: str
     next_lot: int
     lots: tuple[Lot, ...]
+    emptied: Mapping[int, Lot] = field(default_factory=dict)  # lots with nothing in them, by number
+    holds: Mapping[str, Hold] = field(default_factory=dict)
+    revocations: Mapping[str, Revocation] = field(default_factory=dict)  # by reference
+    frozen_at: datetime | None = None
 
     @property
     def posted(self) -> int:
@@ -86,6 +163,7 @@ class Entry:
     account_held_after: int
     at: datetime
     hash: bytes
+    refunded_seq: int | None = None  # the line that this one gives back
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +185,7 @@ class Transaction:
     first_seq: int
     last_seq: int
     created_at: datetime
+    actor: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,61 +212,96 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
+class Revoked:
+    """What taking back a grant came to."""
+
+    taken: int
+    claimed: int
+    already_spent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What a person did to an account, for the audit log."""
+
+    action: str
+    actor: str
+    before: dict[str, Any]
+    after: dict[str, Any]
+    reason: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an operation did: its transaction, its lines, the lots they touched, and the balance after it."""
+    """What an operation did to credits: its transaction, its lines, everything they touched, the balance after it."""
 
     transaction: Transaction
     entries: tuple[Entry, ...]
     totals: Totals
     touched: tuple[Lot, ...] = ()
+    hold: Hold | None = None
+    revocations: tuple[Revocation, ...] = ()
+    refundable: int = 0
+    revoked: Revoked | None = None
+    limits: tuple[LimitDecision, ...] = ()
+    counted: tuple[LimitState, ...] = ()
+    audit: Audit | None = None
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """What an operation did that moves no credits: usage counted, or an account frozen."""
+
+    totals: Totals
+    limits: tuple[LimitDecision, ...] = ()
+    counted: tuple[LimitState, ...] = ()
+    frozen_at: datetime | None = None
+    audit: Audit | None = None
     replayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A stored operation: the transaction, what was asked for, and what a repeat is told."""
+    """A stored operation: what was asked for, what a repeat is told, and the transaction where credits were asked."""
 
-    transaction: Transaction
+    tenant_id: str
+    idempotency_key: str
+    kind: str
+    rejected: bool
+    decided_at: datetime
     fingerprint: bytes
     fingerprint_version: int
     answer: dict[str, Any]
+    transaction: Transaction | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Debit:
-    """Take credits now."""
+class SpentLine:
+    """A line of a debit or capture, and how much of it was given back."""
 
-    tenant_id: str
-    idempotency_key: str
+    seq: int
+    lot: int
     credits: int
-    min_credits: int
-    reason: str
-    reference_id: str = ""
-    description: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
-    if_seq: int | None = None
-    dry_run: bool = False
+    refunded: int
+
+    @property
+    def refundable(self) -> int:
+        """What can still be given back."""
+        return self.credits - self.refunded
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
-    """Create a lot from a fact that funds it once."""
+class Spent:
+    """A transaction that a refund is asked for."""
 
-    tenant_id: str
-    idempotency_key: str
-    bucket: str
-    credits: int
-    expires_at: datetime | None
-    reference_id: str
-    reason: str
-    description: str = ""
+    transaction_id: str
+    kind: str
+    status: str
+    lines: tuple[SpentLine, ...]
 
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """Write down the expiries that are due, and nothing else."""
-
-    tenant_id: str
-
-
-Operation = Debit | Grant | Settle
+    @property
+    def refundable(self) -> int:
+        """What can still be given back."""
+        return sum(line.refundable for line in self.lines)

@@ -7,27 +7,39 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.ledger.rules import lots
-from services.ledger.rules.model import Account, Entry, Lot, Record
-from services.ledger.store.lane import ENTRY, RECORD
-from services.ledger.store.rows import account_of, entry_of, record_of
+from services.ledger.rules.model import Account, Entry, Lot, Transaction
+from services.ledger.store.load import ENTRY, TRANSACTION
+from services.ledger.store.rows import account_of, entry_of
 
-# One statement, so that the account and its lots are of one moment.
+# One statement, so that the account, its lots and its holds are of one moment. What holds that are due have set aside
+# counts as free, whether or not their lapse is booked.
 ACCOUNT = """
-SELECT a.tenant_id, a.seq, a.last_at, a.chain_head, a.state, a.frozen_reason, a.next_lot,
-       clock_timestamp() + make_interval(secs => :offset),
-       b.lot, b.bucket, b.priority, b.granted, b.remaining, b.held, b.expires_at, b.reference_id,
-       b.grant_transaction_id, b.created_at
-FROM tenant_credits a LEFT JOIN credit_buckets b ON b.tenant_id = a.tenant_id AND NOT b.closed
-WHERE a.tenant_id = :tenant_id"""
+SELECT a.tenant_id, a.seq, a.last_at, a.chain_head, a.state, a.frozen_reason, a.next_lot, a.frozen_at, clock.now,
+       b.lot, b.bucket, b.priority, b.granted, b.remaining, b.held - coalesce(due.held, 0), b.expires_at,
+       b.reference_id, b.grant_transaction_id, b.created_at, b.claimed
+FROM (SELECT clock_timestamp() + make_interval(secs => :offset) AS now OFFSET 0) clock
+JOIN tenant_credits a ON a.tenant_id = :tenant_id
+LEFT JOIN credit_buckets b ON b.tenant_id = a.tenant_id AND NOT b.closed
+LEFT JOIN LATERAL (
+    SELECT sum(l.reserved - l.captured - l.released)::bigint AS held
+    FROM credit_holds h JOIN credit_hold_legs l ON l.tenant_id = h.tenant_id AND l.hold_id = h.id
+    WHERE b.held > 0 AND h.tenant_id = a.tenant_id AND h.open AND h.expires_at <= greatest(clock.now, a.last_at)
+      AND l.lot = b.lot OFFSET 0) due ON true"""
 
-# What every lot held after its last line up to a seq: the lines themselves, not the current rows.
+# What every lot held after its last line up to a seq: the lines themselves, not the current rows. Holds that lapsed
+# after that line and up to the moment asked about count as lapsed, though their lapse was booked later.
 LOTS_AT_SEQ = """
-SELECT b.lot, b.bucket, b.priority, b.granted, e.lot_posted_after, e.lot_held_after, b.expires_at, b.reference_id,
-       b.grant_transaction_id, b.created_at
+SELECT b.lot, b.bucket, b.priority, b.granted, e.lot_posted_after, e.lot_held_after - coalesce(lapsed.held, 0),
+       b.expires_at, b.reference_id, b.grant_transaction_id, b.created_at
 FROM credit_buckets b
 CROSS JOIN LATERAL (
     SELECT lot_posted_after, lot_held_after FROM credit_entries
     WHERE tenant_id = :tenant_id AND lot = b.lot AND seq <= :seq ORDER BY seq DESC LIMIT 1) e
+LEFT JOIN LATERAL (
+    SELECT sum(l.reserved - l.captured)::bigint AS held
+    FROM credit_holds h JOIN credit_hold_legs l ON l.tenant_id = h.tenant_id AND l.hold_id = h.id
+    WHERE e.lot_held_after > 0 AND h.tenant_id = :tenant_id AND (h.open OR h.status = 'expired')
+      AND h.expires_at > :since AND h.expires_at <= :until AND l.lot = b.lot OFFSET 0) lapsed ON true
 WHERE b.tenant_id = :tenant_id AND e.lot_posted_after > 0"""
 
 # Seq is gapless and `at` never decreases with it, so halving finds the line without an index on `at`.
@@ -46,7 +58,7 @@ LINE = "SELECT seq, at FROM credit_entries WHERE tenant_id = :tenant_id AND seq 
 # Newest first by id, which sorts as the operations were decided; 'txo' follows every id. The filters apply to what
 # the inner query reads, so that a rare reason costs a bounded walk instead of the whole history.
 TRANSACTIONS = f"""
-SELECT {RECORD} FROM (
+SELECT {TRANSACTION} FROM (
     SELECT * FROM credit_transactions WHERE tenant_id = :tenant_id AND id < COALESCE(:before, 'txo')
     ORDER BY id DESC LIMIT :scan) t
 WHERE (CAST(:reason AS text) IS NULL OR starts_with(t.reason, :reason))
@@ -59,10 +71,10 @@ SELECT id FROM credit_transactions WHERE tenant_id = :tenant_id AND id < COALESC
 ORDER BY id DESC OFFSET :scan - 1 LIMIT 1"""
 
 TRANSACTION_BY_ID = (
-    f"SELECT {RECORD} FROM credit_transactions t WHERE t.tenant_id = :tenant_id AND t.id = :value"
+    f"SELECT {TRANSACTION} FROM credit_transactions t WHERE t.tenant_id = :tenant_id AND t.id = :value"
 )
 TRANSACTION_BY_KEY = f"""
-SELECT {RECORD} FROM credit_transactions t WHERE t.tenant_id = :tenant_id AND t.idempotency_key = :value"""
+SELECT {TRANSACTION} FROM credit_transactions t WHERE t.tenant_id = :tenant_id AND t.idempotency_key = :value"""
 
 ENTRIES = f"""
 SELECT {ENTRY} FROM credit_entries e
@@ -74,15 +86,23 @@ FROM credit_buckets WHERE tenant_id = :tenant_id AND lot < COALESCE(:before, 922
 ORDER BY lot DESC LIMIT :page"""
 
 # The clock is a query of its own: it is then read once, and the index serves the comparison.
-# A lot whose rest is all held waits for its hold; settling it again and again would change nothing.
-TENANTS_DUE = """
-SELECT tenant_id FROM credit_buckets
-WHERE NOT closed AND remaining > held AND expires_at <= (SELECT clock_timestamp() + make_interval(secs => :offset))
-ORDER BY expires_at, tenant_id LIMIT :page"""
+_NOW = "(SELECT clock_timestamp() + make_interval(secs => :offset))"
+_ACTIVE = "NOT EXISTS (SELECT FROM tenant_credits a WHERE a.tenant_id = due.tenant_id AND a.state = 'frozen')"
 
-DUE = """
-SELECT count(*), coalesce(sum(remaining - held), 0)::bigint FROM credit_buckets
-WHERE NOT closed AND remaining > held AND expires_at <= (SELECT clock_timestamp() + make_interval(secs => :offset))"""
+# A lot whose rest is all held waits for its hold, a frozen account for its end: settling them would change nothing.
+LOTS_DUE = f"""
+FROM credit_buckets due WHERE NOT closed AND remaining > held AND expires_at <= {_NOW} AND {_ACTIVE}"""
+HOLDS_DUE = f"FROM credit_holds due WHERE open AND expires_at <= {_NOW} AND {_ACTIVE}"
+
+TENANTS_DUE = f"""
+(SELECT tenant_id, expires_at {LOTS_DUE} ORDER BY expires_at, tenant_id LIMIT :page)
+UNION ALL
+(SELECT tenant_id, expires_at {HOLDS_DUE} ORDER BY expires_at, tenant_id LIMIT :page)
+ORDER BY 2, 1 LIMIT :page"""
+
+DUE = f"""
+SELECT (SELECT count(*) {LOTS_DUE}), (SELECT coalesce(sum(remaining - held), 0)::bigint {LOTS_DUE}),
+       (SELECT count(*) {HOLDS_DUE})"""
 
 
 async def find_account(
@@ -93,13 +113,16 @@ async def find_account(
     rows = result.all()
     if not rows:
         return None
-    open_lots = [Lot(*row[8:]) for row in rows if row[8] is not None]
-    return account_of(rows[0][:7], open_lots), rows[0][7]
+    open_lots = [Lot(*row[9:]) for row in rows if row[9] is not None]
+    return account_of(rows[0][:8], open_lots), rows[0][8]
 
 
-async def list_lots_at(db: AsyncConnection, tenant_id: str, seq: int) -> tuple[Lot, ...]:
-    """The lots as they were after line `seq`, recomputed from the lines."""
-    result = await db.execute(text(LOTS_AT_SEQ), {"tenant_id": tenant_id, "seq": seq})
+async def list_lots_at(
+    db: AsyncConnection, tenant_id: str, seq: int, *, since: datetime, until: datetime
+) -> tuple[Lot, ...]:
+    """The lots after line `seq` of `since`, less what lapsed up to `until`; recomputed from the lines."""
+    values = {"tenant_id": tenant_id, "seq": seq, "since": since, "until": until}
+    result = await db.execute(text(LOTS_AT_SEQ), values)
     return lots.in_burn_order(Lot(*row) for row in result)
 
 
@@ -114,29 +137,29 @@ async def find_line(
 
 async def list_transactions(
     db: AsyncConnection, tenant_id: str, *, before: str | None, reason: str | None, rejected: bool, page: int
-) -> tuple[list[tuple[Record, tuple[Entry, ...]]], str | None]:
+) -> tuple[list[tuple[Transaction, tuple[Entry, ...]]], str | None]:
     """(transactions with their lines, newest first; the id that the next page comes before, None at the end)."""
     where = {"tenant_id": tenant_id, "before": before, "scan": SCAN_MAX}
     values = {**where, "reason": reason, "rejected": rejected, "page": page + 1}
-    records = [record_of(row) for row in await db.execute(text(TRANSACTIONS), values)]
-    if len(records) > page:
-        records = records[:page]
-        following: str | None = records[-1].transaction.id
+    found = [Transaction(*row) for row in await db.execute(text(TRANSACTIONS), values)]
+    if len(found) > page:
+        found = found[:page]
+        following: str | None = found[-1].id
     else:
         following = (await db.execute(text(END_OF_SCAN), where)).scalar()
-    return await _with_entries(db, tenant_id, records), following
+    return await _with_entries(db, tenant_id, found), following
 
 
 async def find_transaction(
     db: AsyncConnection, tenant_id: str, *, transaction_id: str | None, idempotency_key: str | None
-) -> tuple[Record, tuple[Entry, ...]] | None:
+) -> tuple[Transaction, tuple[Entry, ...]] | None:
     """One transaction with its lines, by its id or by its key."""
     statement = TRANSACTION_BY_KEY if transaction_id is None else TRANSACTION_BY_ID
     value = transaction_id if transaction_id is not None else idempotency_key
     row = (await db.execute(text(statement), {"tenant_id": tenant_id, "value": value})).first()
     if row is None:
         return None
-    return (await _with_entries(db, tenant_id, [record_of(row)]))[0]
+    return (await _with_entries(db, tenant_id, [Transaction(*row)]))[0]
 
 
 async def list_grants(db: AsyncConnection, tenant_id: str, *, before: int | None, page: int) -> list[Lot]:
@@ -146,21 +169,21 @@ async def list_grants(db: AsyncConnection, tenant_id: str, *, before: int | None
 
 
 async def list_tenants_due(db: AsyncConnection, offset: timedelta, page: int) -> list[str]:
-    """Tenants of up to `page` lots whose end has come and is not booked, the longest due first."""
+    """Tenants of up to `page` lots and holds whose end has come and is not booked, the longest due first."""
     result = await db.execute(text(TENANTS_DUE), {"offset": offset.total_seconds(), "page": page})
     return list(dict.fromkeys(row[0] for row in result))
 
 
-async def count_due(db: AsyncConnection, offset: timedelta) -> tuple[int, int]:
-    """(lots, credits) whose end has come and is not booked."""
+async def count_due(db: AsyncConnection, offset: timedelta) -> tuple[int, int, int]:
+    """(lots, credits in them, holds) whose end has come and is not booked."""
     row = (await db.execute(text(DUE), {"offset": offset.total_seconds()})).one()
-    return row[0], row[1]
+    return row[0], row[1], row[2]
 
 
 async def _with_entries(
-    db: AsyncConnection, tenant_id: str, records: Sequence[Record]
-) -> list[tuple[Record, tuple[Entry, ...]]]:
-    booked = [record.transaction for record in records if record.transaction.last_seq]
+    db: AsyncConnection, tenant_id: str, found: Sequence[Transaction]
+) -> list[tuple[Transaction, tuple[Entry, ...]]]:
+    booked = [transaction for transaction in found if transaction.last_seq]
     by_transaction: dict[str, list[Entry]] = {}
     if booked:
         values = {
@@ -172,4 +195,4 @@ async def _with_entries(
         for row in await db.execute(text(ENTRIES), values):
             entry = entry_of(row)
             by_transaction.setdefault(entry.transaction_id, []).append(entry)
-    return [(record, tuple(by_transaction.get(record.transaction.id, ()))) for record in records]
+    return [(each, tuple(by_transaction.get(each.id, ()))) for each in found]

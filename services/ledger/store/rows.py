@@ -1,15 +1,30 @@
-"""Rows to the rules' values."""
+"""Rows to the rules' values, column by column in the order of the statements' lists."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from services.ledger.rules import lots
-from services.ledger.rules.model import Account, Entry, Lot, Record, Transaction
+from services.ledger.rules.model import (
+    Account,
+    Entry,
+    Hold,
+    Leg,
+    Lot,
+    Record,
+    Revocation,
+    Spent,
+    SpentLine,
+    Transaction,
+)
+
+_OPERATION_WIDTH = 8
 
 
-def account_of(row: Sequence[Any], open_lots: Iterable[Lot]) -> Account:
-    """The first columns of `tenant_credits`, up to `next_lot`, and the open lots."""
-    tenant_id, seq, last_at, chain_head, state, frozen_reason, next_lot = row
+def account_of(row: Sequence[Any], found: Iterable[Lot]) -> Account:
+    """The first columns of `tenant_credits`, and the lots that were found, open or empty."""
+    tenant_id, seq, last_at, chain_head, state, frozen_reason, next_lot, frozen_at = row
+    own = list(found)
     return Account(
         tenant_id=tenant_id,
         seq=seq,
@@ -18,32 +33,48 @@ def account_of(row: Sequence[Any], open_lots: Iterable[Lot]) -> Account:
         state=state,
         frozen_reason=frozen_reason,
         next_lot=next_lot,
-        lots=lots.in_burn_order(open_lots),
+        lots=lots.in_burn_order(lot for lot in own if lot.remaining),
+        emptied={lot.lot: lot for lot in own if not lot.remaining},
+        frozen_at=frozen_at,
     )
 
 
 def record_of(row: Sequence[Any]) -> Record:
-    """A row of `credit_transactions`, in the order of `_RECORD`."""
-    transaction = Transaction(
-        tenant_id=row[0],
-        id=row[1],
-        idempotency_key=row[2],
-        kind=row[5],
-        amount=row[6],
-        status=row[7],
-        reason=row[8],
-        description=row[9],
-        reference_id=row[10],
-        hold_id=row[11],
-        refunded_transaction_id=row[12],
-        metadata=row[13],
-        first_seq=row[15],
-        last_seq=row[16],
-        created_at=row[17],
+    """A row of `credit_transactions` (RECORD) or of `tenant_operations`."""
+    if len(row) == _OPERATION_WIDTH:
+        return Record(*row)
+    transaction = Transaction(*row[3:])
+    return Record(
+        transaction.tenant_id,
+        transaction.idempotency_key,
+        transaction.kind,
+        rejected=transaction.status == "rejected",
+        decided_at=transaction.created_at,
+        fingerprint=row[0],
+        fingerprint_version=row[1],
+        answer=row[2],
+        transaction=transaction,
     )
-    return Record(transaction, fingerprint=row[3], fingerprint_version=row[4], answer=row[14])
 
 
 def entry_of(row: Sequence[Any]) -> Entry:
-    """A row of `credit_entries` without its tenant, in the order of `_ENTRY`."""
+    """A row of `credit_entries` (ENTRY)."""
     return Entry(*row)
+
+
+def hold_of(row: Sequence[Any]) -> Hold:
+    """A row of `credit_holds` and the array of its legs."""
+    *columns, legs = row
+    return replace(Hold(*columns), legs=tuple(Leg(*leg) for leg in legs))
+
+
+def revocation_of(row: Sequence[Any]) -> Revocation:
+    """A row of `credit_revocations` (REVOCATION)."""
+    return Revocation(*row)
+
+
+def spent_of(earlier: Spent | None, transaction_id: str, row: Sequence[Any]) -> Spent:
+    """The transaction with one more of its lines."""
+    kind, status, seq, lot, credits, refunded = row[:6]
+    lines = () if seq is None else (SpentLine(seq, lot, credits, refunded),)
+    return Spent(transaction_id, kind, status, (*(earlier.lines if earlier else ()), *lines))

@@ -256,7 +256,7 @@ class Hold(_message.Message):
     released: _builtins.int
     """Set free so far."""
     status: _types_pb2.TransactionStatus.ValueType
-    """HELD, CAPTURED, VOIDED or EXPIRED."""
+    """HELD, CAPTURED, VOIDED or EXPIRED. A final capture of 0 when nothing was captured before is VOIDED."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When it lapses."""
@@ -581,7 +581,7 @@ class ExtendHoldRequest(_message.Message):
     """Which hold."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """How long it lives from now on: 1 second to 7 days."""
+        """How long it lives from now on: 1 second to 7 days. Its end never moves nearer, nor beyond 7 days from its placing."""
 
     def __init__(
         self,
@@ -1196,7 +1196,9 @@ class CheckLimitRequest(_message.Message):
     requested: _builtins.int
     """How many more. 0: is the tenant within its limit as it is?"""
     current_usage: _builtins.int
-    """Absent: our own count. Else the caller's, for limits that it counts itself."""
+    """Absent: our own count. Else the caller's, for limits that it counts itself; report it with SetUsage too, since
+    only counting here begins a grace period.
+    """
     max_staleness_ms: _builtins.int
     """How old an answer may be; 0: fresh."""
     def __init__(

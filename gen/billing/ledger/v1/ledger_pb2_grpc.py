@@ -168,7 +168,8 @@ class LedgerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchDebit(self, request, context):
-        """Up to 1,000 debits in one call, each with its own key and result, in order.
+        """Up to 1,000 debits in one call, each with its own key and result, decided in order for each tenant. A request is
+        at most 1 MiB; a larger one is refused with RESOURCE_EXHAUSTED before anything is done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

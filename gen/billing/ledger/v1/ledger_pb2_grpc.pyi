@@ -31,7 +31,9 @@ class LedgerServiceStub:
     RefundDebit: _aio.UnaryUnaryMultiCallable[_ledger_pb2.RefundDebitRequest, _ledger_pb2.RefundDebitResponse]
     """Gives back all or part of a debit or capture, to the lots it came from."""
     BatchDebit: _aio.UnaryUnaryMultiCallable[_ledger_pb2.BatchDebitRequest, _ledger_pb2.BatchDebitResponse]
-    """Up to 1,000 debits in one call, each with its own key and result, in order."""
+    """Up to 1,000 debits in one call, each with its own key and result, decided in order for each tenant. A request is
+    at most 1 MiB; a larger one is refused with RESOURCE_EXHAUSTED before anything is done.
+    """
     StreamDebits: _aio.StreamStreamMultiCallable[_ledger_pb2.StreamDebitsRequest, _ledger_pb2.StreamDebitsResponse]
     """Numbered batches, answered in order. Resending a batch after a reconnect is safe by its keys."""
     GetBalance: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetBalanceRequest, _ledger_pb2.GetBalanceResponse]
@@ -104,7 +106,9 @@ class LedgerServiceServicer:
         request: _ledger_pb2.BatchDebitRequest,
         context: _aio.ServicerContext[_ledger_pb2.BatchDebitRequest, _abc.Awaitable[_ledger_pb2.BatchDebitResponse]],
     ) -> _abc.Awaitable[_ledger_pb2.BatchDebitResponse]:
-        """Up to 1,000 debits in one call, each with its own key and result, in order."""
+        """Up to 1,000 debits in one call, each with its own key and result, decided in order for each tenant. A request is
+        at most 1 MiB; a larger one is refused with RESOURCE_EXHAUSTED before anything is done.
+        """
 
     def StreamDebits(
         self,

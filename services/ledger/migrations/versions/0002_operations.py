@@ -44,6 +44,9 @@ DROP INDEX credit_holds_open;
 CREATE INDEX credit_holds_open ON credit_holds (tenant_id, expires_at) WHERE open;
 CREATE INDEX credit_holds_lapsed ON credit_holds (tenant_id, expires_at) WHERE status = 'expired';
 
+-- The latest end of any hold on the lot: until then what is held of it can be captured, though the lot has ended.
+ALTER TABLE credit_buckets ADD COLUMN pinned_until timestamptz;
+
 ALTER TABLE tenant_credits ADD COLUMN frozen_at timestamptz;
 
 ALTER TABLE grace_periods ADD COLUMN ended boolean NOT NULL DEFAULT false;
