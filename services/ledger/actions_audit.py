@@ -1,0 +1,308 @@
+"""The auditor: reads what was written since its last run and opens findings; it never repairs.
+
+Its cost follows writes. Mirrors, lots, holds and last lines are compared for every tenant in every run, since a hand
+that edits them moves no seq; lines only after the last one that was checked, whose hash is kept; transactions by when
+they were decided. A line or transaction that is changed after it was checked is found by VerifyLedger, and by each
+run's second task: it reads the tenants that were not read longest once more from their first line, a bounded number
+of lines each time, so that everything is read again eventually.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.ledger import actions
+from services.ledger.actions import Ledger
+from services.ledger.rules import verify
+from services.ledger.rules.findings import Found, OpenCritical, one_each
+from services.ledger.store import findings
+from services.ledger.store.audit import lines, mirrors, progress, standing
+from services.ledger.store.audit.found import snapshot
+from services.ledger.store.audit.mirrors import Point, Reading
+from shared import clock, logs
+from shared.database import transaction
+
+TENANTS_PAGE = 500
+# Lines that are checked at a time: their hashes are recomputed between two turns of the event loop.
+LINES_PAGE = 2000
+AGAIN_TENANTS = 200
+AGAIN_LINES = 200_000
+OVERDUE_AFTER = timedelta(hours=1)
+FINDINGS_PAGE = 1000
+# A transaction is seen later than it was decided, by no longer than a statement may take.
+OVERLAP = timedelta(minutes=10)
+
+START = Point(seq=0, head=verify.GENESIS, posted=0, held=0, at=datetime.fromtimestamp(0, UTC))
+_FAR = datetime(9000, 1, 1, tzinfo=UTC)
+
+_log = logs.get_logger()
+
+
+@dataclass(slots=True)
+class Audited:
+    """What a run came to."""
+
+    tenants: int = 0
+    lines: int = 0  # read because they are new
+    lines_again: int = 0
+    opened: int = 0
+    open: int = 0
+    finished: bool = False
+    critical: list[OpenCritical] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Run:
+    ledger: Ledger
+    dry_run: bool
+    ends_at: float
+    began: datetime
+    audited: Audited = field(default_factory=Audited)
+    found: dict[tuple[str, str], Found] = field(default_factory=dict)
+
+    @property
+    def has_time(self) -> bool:
+        return asyncio.get_running_loop().time() < self.ends_at
+
+    async def keep(self, found: Sequence[Found]) -> None:
+        """Opens findings, tenant by tenant; a dry run only counts them."""
+        by_tenant: dict[str, list[Found]] = {}
+        for each in one_each(found):
+            if (each.tenant_id, each.check_type) not in self.found:
+                by_tenant.setdefault(each.tenant_id, []).append(each)
+                self.found[each.tenant_id, each.check_type] = each
+        for tenant_id, own in sorted(by_tenant.items()):
+            async with transaction(self.ledger.engine) as db:
+                if self.dry_run:
+                    known = await findings.list_known(db, tenant_id)
+                    self.audited.opened += sum(each.check_type not in known for each in own)
+                else:
+                    _, opened = await findings.open_all(
+                        db, tenant_id, own, now=clock.now(), request_id=logs.request_id.get()
+                    )
+                    self.audited.opened += opened
+
+
+async def audit_integrity(ledger: Ledger, *, dry_run: bool, time_left_seconds: float) -> Audited:
+    """Checks what was written since the last run, and some of what was checked before; never repairs.
+
+    Stops when half of the time is used, or when all is done; the next run goes on where this one stopped.
+    """
+    now = asyncio.get_running_loop().time()
+    run = _Run(ledger, dry_run, ends_at=now + time_left_seconds / 2, began=clock.now())
+    if not dry_run:
+        await _settle(ledger, time_left_seconds / 4)
+    walked = await _walk_tenants(run)
+    looked = await _walk_transactions(run)
+    run.audited.finished = walked and looked
+    async with snapshot(ledger.engine) as db:
+        overdue = await mirrors.list_overdue(
+            db, offset=clock.offset(), grace=OVERDUE_AFTER, page=FINDINGS_PAGE
+        )
+    await run.keep(overdue)
+    await _read_again(run)
+    await _conclude(run)
+    _log.info(
+        "audited",
+        tenants=run.audited.tenants,
+        lines=run.audited.lines,
+        lines_again=run.audited.lines_again,
+        opened=run.audited.opened,
+        finished=run.audited.finished,
+    )
+    return run.audited
+
+
+async def _settle(ledger: Ledger, time_left_seconds: float) -> None:
+    try:
+        await actions.settle_expired(ledger, dry_run=False, time_left_seconds=time_left_seconds)
+    except Exception as error:
+        # One tenant's trouble is what the audit is for; what stays due for long is a finding.
+        _log.warning("settling_failed", error_type=type(error).__name__)
+
+
+async def _walk_tenants(run: _Run) -> bool:
+    """Compares every tenant and reads the new lines; whether the walk came to its end."""
+    engine = run.ledger.engine
+    async with engine.connect() as db:
+        after, _ = await progress.find_walk(db, "tenants")
+    begun_at = after
+    while run.has_time:
+        async with snapshot(engine) as db:
+            tenants = await mirrors.list_tenants(db, after=after, page=TENANTS_PAGE)
+            await run.keep(await mirrors.compare(db, tenants))
+            changed = await mirrors.list_changed(db, tenants, START)
+            done = await _read(run, db, changed, run_out=lambda: not run.has_time)
+        run.audited.tenants += len(tenants)
+        if not done:
+            return False
+        after = tenants[-1] if len(tenants) == TENANTS_PAGE else ""
+        if not run.dry_run:
+            async with transaction(engine) as db:
+                await progress.advance_walk(db, "tenants", tenant_id=after, now=clock.now())
+        if after == "":
+            # Those before the place where the run before had stopped come next.
+            if begun_at == "":
+                return True
+            begun_at = ""
+    return False
+
+
+async def _read(
+    run: _Run, db: AsyncConnection, readings: list[Reading], *, run_out: Callable[[], bool]
+) -> bool:
+    """Checks the lines that each reading still has to do, in one snapshot; False when the time was too short."""
+    begun = {each.tenant_id: each.point.seq for each in readings}
+    left = list(readings)
+    while left:
+        if run_out():
+            return False
+        windows, rest = _cut(left)
+        windows = await _whole(db, windows)
+        found = await lines.check(db, windows)
+        read = await lines.list_lines(db, windows)
+        ended = []
+        for reading, until in windows:
+            found += _advance(reading, until, read[reading.tenant_id])
+            if reading.point.seq >= reading.until:
+                ended.append(reading)
+            else:
+                rest.insert(0, reading)
+        _count(run, windows[0][0].again, sum(map(len, read.values())))
+        found += await _check_ended(db, ended, begun)
+        await run.keep(found)
+        await _save(run, [reading for reading, _ in windows])
+        left = rest
+    return True
+
+
+def _cut(readings: Sequence[Reading]) -> tuple[list[tuple[Reading, int]], list[Reading]]:
+    """(up to a page of lines as windows, each up to a line; the readings that have none in it)."""
+    windows: list[tuple[Reading, int]] = []
+    room = LINES_PAGE
+    for position, reading in enumerate(readings):
+        if room <= 0:
+            return windows, list(readings[position:])
+        until = min(reading.until, reading.point.seq + room)
+        windows.append((reading, until))
+        room -= until - reading.point.seq
+    return windows, []
+
+
+async def _whole(db: AsyncConnection, windows: list[tuple[Reading, int]]) -> list[tuple[Reading, int]]:
+    """The same windows, none ending inside a transaction."""
+    cut = [(each.tenant_id, until) for each, until in windows if until < each.until]
+    ends = await lines.list_ends(db, cut) if cut else {}
+    return [(each, min(each.until, ends.get(each.tenant_id, until))) for each, until in windows]
+
+
+def _advance(reading: Reading, until: int, read: Sequence[verify.Line]) -> list[Found]:
+    """Moves the reading to the end of its window; what its hashes disagree about."""
+    point, tenant_id = reading.point, reading.tenant_id
+    head, wrong = verify.follow(point.head, read)
+    found = [Found(tenant_id, "chain_mismatch", {"seq": seq}) for seq in wrong]
+    if until == reading.until and head != reading.head:
+        observed = {"seq": until, "hash": head.hex(), "expected": reading.head.hex()}
+        found.append(Found(tenant_id, "chain_mismatch", observed))
+    last = read[-1] if read else None
+    # From here on what is stored is taken for granted: what is wrong was said.
+    reading.point = Point(
+        seq=until,
+        head=reading.head if until == reading.until else head,
+        posted=last.account_posted_after if last else point.posted,
+        held=last.account_held_after if last else point.held,
+        at=max(point.at, last.at) if last else point.at,
+    )
+    return found
+
+
+async def _check_ended(db: AsyncConnection, ended: list[Reading], begun: dict[str, int]) -> list[Found]:
+    """What lots, holds and sums say of tenants whose lines were all read."""
+    if not ended:
+        return []
+    whole = [each for each in ended if each.again or begun[each.tenant_id] == 0]
+    found = await standing.check(
+        db, [(each, 0 if each in whole else begun[each.tenant_id]) for each in ended]
+    )
+    return found + await standing.check_sums(db, [each.tenant_id for each in whole])
+
+
+async def _save(run: _Run, readings: list[Reading]) -> None:
+    if run.dry_run:
+        return
+    for each in readings:
+        if each.again and each.point.seq >= each.until:
+            each.point = START
+            each.until = 0
+    async with transaction(run.ledger.engine) as db:
+        await progress.save(db, readings, start=START, now=clock.now())
+
+
+def _count(run: _Run, again: bool, read: int) -> None:
+    if again:
+        run.audited.lines_again += read
+    else:
+        run.audited.lines += read
+
+
+async def _walk_transactions(run: _Run) -> bool:
+    """Looks for transactions that no operation wrote, by when they were decided; whether it came to the present."""
+    engine = run.ledger.engine
+    async with engine.connect() as db:
+        _, until = await progress.find_walk(db, "transactions")
+        since, present = await progress.find_span(db, until)
+    step = timedelta(hours=1)
+    since -= OVERLAP
+    while run.has_time:
+        ends = since + step if since + step < present else _FAR
+        began = asyncio.get_running_loop().time()
+        async with snapshot(engine) as db:
+            strays = await progress.list_strays(db, since=since, until=ends, page=FINDINGS_PAGE)
+            moved = sorted({found.tenant_id for found, moves in strays if moves})
+            found = [each for each, _ in strays] + await standing.check_sums(db, moved)
+        await run.keep(found)
+        since = min(ends, present - OVERLAP)
+        if not run.dry_run:
+            async with transaction(engine) as db:
+                await progress.advance_walk(db, "transactions", until=since, now=clock.now())
+        if ends == _FAR:
+            return True
+        # Years without a transaction cost a few looks, a busy hour several.
+        quick = asyncio.get_running_loop().time() - began < 0.5
+        step = step * 2 if quick else max(step / 2, timedelta(minutes=1))
+    return False
+
+
+async def _read_again(run: _Run) -> None:
+    """Reads the lines of the tenants that were not read longest once more, from the first."""
+    engine = run.ledger.engine
+    ends_at_lines = run.audited.lines_again + AGAIN_LINES
+    async with snapshot(engine) as db:
+        # Not those that this run was the first to read.
+        due = await progress.list_due_again(db, before=run.began, page=AGAIN_TENANTS)
+        await _read(
+            run,
+            db,
+            due,
+            run_out=lambda: not run.has_time or run.audited.lines_again >= ends_at_lines,
+        )
+
+
+async def _conclude(run: _Run) -> None:
+    """What is open now, whoever found it."""
+    async with run.ledger.engine.connect() as db:
+        run.audited.open = await findings.count_open(db)
+        critical = {each.check_type: each for each in await findings.list_critical(db)}
+        if run.dry_run:
+            for each in run.found.values():
+                if each.severity == "critical" and each.check_type not in await findings.list_known(
+                    db, each.tenant_id
+                ):
+                    told = critical.get(each.check_type, OpenCritical(each.check_type, 0, ()))
+                    critical[each.check_type] = OpenCritical(
+                        each.check_type, told.count + 1, (*told.tenants, each.tenant_id)[:5]
+                    )
+    run.audited.critical = [critical[name] for name in sorted(critical)]

@@ -1,0 +1,23 @@
+"""Deleting what no rule needs any longer; never a transaction or a line."""
+
+from datetime import datetime
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+GRACE = "FROM grace_periods WHERE expires_at < :ended_before"
+RATES = "FROM rate_limit_buckets WHERE room = 'ledger' AND tat < :now"
+
+
+async def count(db: AsyncConnection, *, ended_before: datetime, now: datetime) -> tuple[int, int]:
+    """(grace periods, rate limits) that `delete` would delete."""
+    grace = await db.scalar(text(f"SELECT count(*) {GRACE}"), {"ended_before": ended_before})
+    rates = await db.scalar(text(f"SELECT count(*) {RATES}"), {"now": now})
+    return int(grace or 0), int(rates or 0)
+
+
+async def delete(db: AsyncConnection, *, ended_before: datetime, now: datetime) -> tuple[int, int]:
+    """(grace periods that ended before then, rate limits that limit nobody any more), deleted."""
+    grace = await db.execute(text(f"DELETE {GRACE}"), {"ended_before": ended_before})
+    rates = await db.execute(text(f"DELETE {RATES}"), {"now": now})
+    return grace.rowcount, rates.rowcount
