@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 import grpc
 import pytest
-from billing.ledger.v1 import ledger_funding_pb2_grpc, ledger_maintenance_pb2_grpc, ledger_pb2_grpc
+from billing.ledger.v1 import (
+    ledger_admin_pb2_grpc,
+    ledger_funding_pb2_grpc,
+    ledger_maintenance_pb2_grpc,
+    ledger_pb2_grpc,
+)
 from pydantic import SecretStr
 
 from services.ledger.actions import Ledger
