@@ -48,7 +48,7 @@ async def closed(
 
 
 async def counted(call: Call, *, count: int, callers: int) -> int:
-    """Exactly `count` calls by `callers`; any refusal is raised."""
+    """Exactly `count` answered calls by `callers`. A server that is behind is asked again; other refusals are raised."""
     left = count
     done = 0
 
@@ -56,8 +56,15 @@ async def counted(call: Call, *, count: int, callers: int) -> int:
         nonlocal left, done
         while left:
             left -= 1
-            acknowledged = await call()
-            done += acknowledged
+            try:
+                acknowledged = await call()
+            except Exception as error:
+                if _name(error) != "RESOURCE_EXHAUSTED":
+                    raise
+                left += 1
+                await asyncio.sleep(PAUSE_SECONDS)
+            else:
+                done += acknowledged
 
     await asyncio.gather(*(caller() for _ in range(callers)))
     return done

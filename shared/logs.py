@@ -1,14 +1,18 @@
 """Structured logs: one JSON object a line on stderr, with the room and the request id."""
 
 import contextvars
+import json
 import logging
 import sys
-from collections.abc import Mapping, MutableMapping
+import time
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import structlog
 
 from shared import ids
+
+_access: Callable[[str, float], None] | None = None
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 
@@ -23,7 +27,9 @@ def new_request_id() -> str:
 
 def configure(room: str, level: str = "info") -> None:
     """Makes every log line of this process JSON; called once by each `__main__`."""
+    global _access
     threshold = logging.getLevelNamesMapping()[level.upper()]
+    _access = _access_writer(room) if threshold <= logging.INFO else _write_nothing
     structlog.configure(
         processors=[
             # Not by a context variable: work in a context of its own would log without its room.
@@ -43,9 +49,43 @@ def configure(room: str, level: str = "info") -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
 
 
+def access(method: str, milliseconds: float) -> None:
+    """The line of a call that went well: `info("rpc", …)` word for word, at a fraction of its cost.
+
+    Every call ends with one, so this is the one line that is worth a path of its own.
+    """
+    if _access is None:
+        get_logger().info("rpc", method=method, code="OK", ms=milliseconds)
+    else:
+        _access(method, milliseconds)
+
+
 def get_logger() -> Any:
     """A structlog logger: `log.info("event_in_words", field=value)`."""
     return structlog.get_logger()
+
+
+def _access_writer(room: str) -> Callable[[str, float], None]:
+    # Nothing in it needs escaping: methods are those that we serve, request ids are checked where they come in.
+    start, write = f'{{"room": {json.dumps(room)}, "method": "', sys.stderr.write
+    second, prefix = 0, ""
+
+    def line(method: str, milliseconds: float) -> None:
+        nonlocal second, prefix
+        seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+        if seconds != second:
+            second, prefix = seconds, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+        at = f"{prefix}.{nanoseconds // 1000:06d}Z"
+        named = f', "request_id": "{current}"' if (current := request_id.get()) else ""
+        write(
+            f'{start}{method}", "code": "OK", "ms": {milliseconds}, "event": "rpc", "level": "info", "at": "{at}"{named}}}\n'
+        )
+
+    return line
+
+
+def _write_nothing(_method: str, _milliseconds: float) -> None:
+    pass
 
 
 def _add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 import hmac
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 from pydantic import SecretStr
 
@@ -33,16 +34,17 @@ class Keyring:
     operator: SecretStr
     room: SecretStr
 
+    @cached_property
+    def _secrets(self) -> tuple[tuple[Caller, bytes], ...]:
+        held = ((Caller.SERVICE, self.service), (Caller.OPERATOR, self.operator), (Caller.ROOM, self.room))
+        return tuple((caller, secret.get_secret_value().encode()) for caller, secret in held)
+
     def caller(self, key: str | bytes | None) -> Caller:
         """Whose key this is, or Unauthenticated. Every key is compared, so time tells nothing."""
         given = key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key or b""
         found = None
-        for caller, secret in (
-            (Caller.SERVICE, self.service),
-            (Caller.OPERATOR, self.operator),
-            (Caller.ROOM, self.room),
-        ):
-            if hmac.compare_digest(given, secret.get_secret_value().encode()):
+        for caller, secret in self._secrets:
+            if hmac.compare_digest(given, secret):
                 found = caller
         if found is None:
             raise errors.Unauthenticated("metadata x-gateway-key is missing or wrong")

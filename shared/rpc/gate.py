@@ -1,6 +1,7 @@
 """What every call passes before it reaches a servicer, in one interceptor: key, age, deadline, validation, errors, log."""
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import grpc
 import psycopg
 from google.protobuf.message import DecodeError, Message
-from google.rpc import code_pb2
 from grpc_status import rpc_status
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
 else:
     Handler = grpc.RpcMethodHandler  # generic in its stubs only
-Behaviour: TypeAlias = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
+Call: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Behaviour: TypeAlias = Callable[[Any, Call], Awaitable[Any]]
+# Metadata by lower-case name; of several values the first counts.
+Headers: TypeAlias = dict[str, str | bytes]
 
 _OPEN = "grpc.health.v1.Health"
 _REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
@@ -60,7 +63,7 @@ class Gate(grpc.aio.ServerInterceptor):
         if service == _OPEN:
             return await continuation(handler_call_details)
         try:
-            self._admit(service, _Headers(handler_call_details.invocation_metadata))
+            self._admit(service, _headers(handler_call_details.invocation_metadata))
         except errors.BillingError as refusal:
             _log.warning("rpc", method=method, code=refusal.code, reason=refusal.reason)
             return self._refuse(refusal)
@@ -72,7 +75,7 @@ class Gate(grpc.aio.ServerInterceptor):
         wrapped = self._wrapped[method] = self._wrap(method, handler)
         return wrapped
 
-    def _admit(self, service: str, headers: "_Headers") -> Caller:
+    def _admit(self, service: str, headers: Headers) -> Caller:
         caller = self._keyring.caller(headers.get(context.KEY_HEADER))
         if service not in _REFLECTION:
             admit(caller, self._audiences.get(service), service)
@@ -81,7 +84,7 @@ class Gate(grpc.aio.ServerInterceptor):
     def _refuse(self, refusal: errors.BillingError) -> Handler:
         """A handler that answers the refusal at once: a stranger's request is never waited for nor read."""
 
-        async def answer(_requests: Any, call: grpc.aio.ServicerContext[Any, Any]) -> None:
+        async def answer(_requests: Any, call: Call) -> None:
             await self._abort(call, refusal, logs.new_request_id())
 
         # A unary handler reads the request first; on the wire a unary call is a stream of one.
@@ -95,20 +98,19 @@ class Gate(grpc.aio.ServerInterceptor):
             )
         if handler.stream_stream:
             return grpc.stream_stream_rpc_method_handler(
-                self._stream(method, handler.stream_stream),
-                handler.request_deserializer,
-                handler.response_serializer,
+                self._stream(method, handler.stream_stream, handler.request_deserializer),
+                response_serializer=handler.response_serializer,
             )
         raise NotImplementedError(f"{method}: only unary and bidirectional calls are served")
 
     def _unary(self, method: str, behaviour: Any, parse: Any) -> Behaviour:
-        async def serve(raw: bytes, call: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            headers = _Headers(call.invocation_metadata())
+        async def serve(raw: bytes, call: Call) -> Any:
+            headers = _headers(call.invocation_metadata())
             request_id = _begin(headers)
             started_at = time.monotonic()
             try:
                 self._shed_if_old(headers)
-                remaining = _remaining_seconds(call)
+                remaining = _remaining_seconds(call) or context.DEFAULT_TIMEOUT_SECONDS
                 context.deadline.set(started_at + remaining)
                 # Parsed here, since gRPC would answer UNKNOWN, "ask again", to bytes that will never be a request.
                 request = _parsed(raw, parse)
@@ -120,32 +122,50 @@ class Gate(grpc.aio.ServerInterceptor):
                 _access(method, "CANCELLED", started_at)
                 raise
             except Exception as error:
-                refusal = _as_billing_error(error, method)
-                _access(method, refusal.code, started_at, reason=refusal.reason)
-                await self._abort(call, refusal, request_id)
+                await self._refuse_call(call, error, method, started_at, request_id)
             else:
                 _access(method, "OK", started_at)
                 return answer
 
         return serve
 
-    def _stream(self, method: str, behaviour: Any) -> Callable[..., AsyncIterator[Any]]:
-        async def serve(
-            requests: AsyncIterator[Message], call: grpc.aio.ServicerContext[Any, Any]
-        ) -> AsyncIterator[Any]:
-            request_id = _begin(_Headers(call.invocation_metadata()))
+    def _stream(self, method: str, behaviour: Any, parse: Any) -> Behaviour:
+        async def serve(requests: AsyncIterator[bytes], call: Call) -> None:
+            headers = _headers(call.invocation_metadata())
+            request_id = _begin(headers)
             started_at = time.monotonic()
             try:
-                async for answer in behaviour(_checked(requests), call):
-                    yield answer
+                self._shed_if_old(headers)
+                # Without a deadline a stream lives as long as its caller; each of its messages is soon answered.
+                remaining = _remaining_seconds(call)
+                context.deadline.set(None if remaining is None else started_at + remaining)
+                # Written from here rather than yielded: a deadline that passed would end whoever asked for the next.
+                async with (
+                    asyncio.timeout(remaining),
+                    contextlib.aclosing(behaviour(_checked(requests, parse), call)) as answers,
+                ):
+                    async for answer in answers:
+                        await call.write(answer)
+                # A caller that leaves looks at first like one that has said everything.
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                _access(method, "CANCELLED", started_at)
+                raise
             except Exception as error:
-                refusal = _as_billing_error(error, method)
-                _access(method, refusal.code, started_at, reason=refusal.reason)
-                await self._abort(call, refusal, request_id)
+                await self._refuse_call(call, error, method, started_at, request_id)
+            else:
+                _access(method, "OK", started_at)
 
         return serve
 
-    def _shed_if_old(self, headers: "_Headers") -> None:
+    async def _refuse_call(
+        self, call: Call, error: Exception, method: str, started_at: float, request_id: str
+    ) -> None:
+        refusal = _as_billing_error(error, method)
+        _access(method, refusal.code, started_at, reason=refusal.reason)
+        await self._abort(call, refusal, request_id)
+
+    def _shed_if_old(self, headers: Headers) -> None:
         sent = headers.get(context.SENT_HEADER)
         if not isinstance(sent, str) or not _MILLISECONDS.fullmatch(sent):
             return
@@ -155,34 +175,25 @@ class Gate(grpc.aio.ServerInterceptor):
                 "the server is behind; nothing was done, try again", reason="SHED", retry_after_seconds=1
             )
 
-    async def _abort(
-        self, call: grpc.aio.ServicerContext[Any, Any], refusal: errors.BillingError, request_id: str
-    ) -> None:
+    async def _abort(self, call: Call, refusal: errors.BillingError, request_id: str) -> None:
         rich = rpc_status.to_status(status.to_status(refusal, domain=self._domain, request_id=request_id))
         await call.abort(rich.code, rich.details, rich.trailing_metadata)
 
 
-class _Headers:
-    """Metadata by lower-case name; of several values the first counts."""
-
-    def __init__(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> None:
-        self._values: dict[str, str | bytes] = {}
-        for name, value in metadata or ():
-            self._values.setdefault(name, value)
-
-    def get(self, name: str) -> str | bytes | None:
-        return self._values.get(name)
+def _headers(metadata: Iterable[tuple[str, str | bytes]] | None) -> Headers:
+    return dict(reversed(tuple(metadata or ())))
 
 
-def _begin(headers: _Headers) -> str:
+def _begin(headers: Headers) -> str:
     given = headers.get(context.REQUEST_ID_HEADER)
     request_id = given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else logs.new_request_id()
     logs.request_id.set(request_id)
     return request_id
 
 
-async def _checked(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
-    async for request in requests:
+async def _checked(requests: AsyncIterator[bytes], parse: Any) -> AsyncIterator[Message]:
+    async for raw in requests:
+        request = _parsed(raw, parse)
         validation.check(request)
         yield request
 
@@ -194,10 +205,11 @@ def _parsed(raw: bytes, parse: Any) -> Any:
         raise errors.InvalidArgument("the bytes are not a message of this method's request") from error
 
 
-def _remaining_seconds(call: grpc.aio.ServicerContext[Any, Any]) -> float:
+def _remaining_seconds(call: Call) -> float | None:
+    """What the caller still waits; None when it named no deadline."""
     remaining: float | None = call.time_remaining()
     if remaining is None or remaining > _NO_DEADLINE_SECONDS:
-        return context.DEFAULT_TIMEOUT_SECONDS
+        return None
     if remaining < _TOO_LATE_SECONDS:
         raise errors.DeadlineExceeded("arrived too late to be answered")
     return remaining
@@ -224,11 +236,11 @@ def _as_billing_error(error: Exception, method: str) -> errors.BillingError:
 
 def _access(method: str, code: str, started_at: float, **fields: str) -> None:
     milliseconds = round((time.monotonic() - started_at) * 1000, 1)
-    write = _log.info if code == "OK" or code_pb2.Code.Value(code) in _CALLERS_FAULT else _log.warning
+    if code == "OK":
+        logs.access(method, milliseconds)
+        return
+    write = _log.info if code in _CALLERS_FAULT else _log.warning
     write("rpc", method=method, code=code, ms=milliseconds, **fields)
 
 
-_CALLERS_FAULT = frozenset(
-    code_pb2.Code.Value(name)
-    for name in ("INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION")
-)
+_CALLERS_FAULT = frozenset({"INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION"})

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 import grpc
@@ -20,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from shared import database as shared_database
 from shared import errors, logs
@@ -46,7 +48,10 @@ class Peer(ledger_pb2_grpc.LedgerServiceServicer):
     async def StreamDebits(
         self, requests: AsyncIterator[pb.StreamDebitsRequest], context: Any
     ) -> AsyncIterator[pb.StreamDebitsResponse]:
+        self.remaining.append(rpc_context.remaining_seconds())
         async for request in requests:
+            if self.behave is not None:
+                await self.behave()
             yield pb.StreamDebitsResponse(number=request.number)
 
     async def GetBalance(self, request: pb.GetBalanceRequest, context: Any) -> pb.GetBalanceResponse:
@@ -169,6 +174,26 @@ logs.get_logger().info("something", razorpay_key_secret="hunter2", credits=5)
     line = json.loads(ended.stderr.splitlines()[-1])
     assert (line["room"], line["request_id"], line["credits"]) == ("ledger", "req_1", 5)
     assert "hunter2" not in str(line)
+
+
+def test_the_line_of_a_call_that_went_well_is_the_one_that_any_logger_writes() -> None:
+    program = """
+from shared import logs
+logs.configure("ledger")
+logs.request_id.set("req_1")
+logs.access("/billing.ledger.v1.LedgerService/Debit", 1.2)
+logs.get_logger().info("rpc", method="/billing.ledger.v1.LedgerService/Debit", code="OK", ms=1.2)
+logs.configure("ledger", "warning")
+logs.access("/billing.ledger.v1.LedgerService/Debit", 1.2)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30
+    )
+
+    ours, theirs = (json.loads(line) for line in ended.stderr.splitlines())
+    ours_at, theirs_at = (datetime.fromisoformat(line.pop("at")) for line in (ours, theirs))
+    assert ours == theirs
+    assert timedelta(0) <= theirs_at - ours_at < timedelta(seconds=10)
 
 
 async def test_a_deadline_is_passed_on_shaved(pair: Pair) -> None:
@@ -338,6 +363,96 @@ async def test_each_message_of_a_stream_is_validated(pair: Pair, secrets: Secret
 
         assert first == pb.StreamDebitsResponse(number=1)
         assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.fixture
+async def stream(pair: Pair, secrets: Secrets) -> AsyncIterator[Any]:
+    """Opens a stream: `stream(timeout=…)`."""
+    async with grpc.aio.insecure_channel(pair.address) as channel:
+        # Bytes out, so that they need not be a message.
+        open_stream = channel.stream_stream(
+            f"/{SERVICE}/StreamDebits", response_deserializer=pb.StreamDebitsResponse.FromString
+        )
+        yield lambda **options: open_stream(metadata=(("x-gateway-key", secrets.gateway),), **options)
+
+
+ITEM = pb.BatchDebitItem(debit=pb.DebitRequest(tenant_id="t", idempotency_key="k", credits=1, reason="a.b"))
+
+
+def numbered(number: int) -> bytes:
+    return pb.StreamDebitsRequest(number=number, items=[ITEM]).SerializeToString()
+
+
+async def test_bytes_in_a_stream_that_are_no_request_are_refused_for_good(stream: Any) -> None:
+    call = stream(timeout=5)
+    await call.write(numbered(1))
+    first = await call.read()
+    await call.write(b"\xff\xff\xff")
+
+    assert first.number == 1
+    assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(("seconds", "known"), [(1.5, True), (None, False)])
+async def test_a_stream_knows_its_callers_deadline_and_none_where_there_is_none(
+    pair: Pair, stream: Any, seconds: float | None, known: bool
+) -> None:
+    call = stream(timeout=seconds)
+    await call.write(numbered(1))
+    await call.read()
+    await call.done_writing()
+
+    assert await call.code() == grpc.StatusCode.OK
+    remaining = pair.peer.remaining[0]
+    assert (remaining is not None and 0 < remaining < 2) if known else remaining is None
+
+
+async def test_a_stream_that_outlives_its_deadline_is_cut_off(pair: Pair, stream: Any) -> None:
+    ended = asyncio.Event()
+
+    async def linger() -> None:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            ended.set()
+
+    pair.peer.behave = linger
+    call = stream(timeout=0.3)
+    await call.write(numbered(1))
+
+    assert await call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    await asyncio.wait_for(ended.wait(), 5)
+
+
+async def test_streams_are_in_the_log_as_calls_are(
+    pair: Pair, stream: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    went_well: list[str] = []
+    monkeypatch.setattr(logs, "_access", lambda method, _milliseconds: went_well.append(method))
+    call = stream(timeout=5)
+    await call.write(numbered(1))
+    await call.read()
+    await call.done_writing()
+    await call.code()
+
+    started = asyncio.Event()
+
+    async def linger() -> None:
+        started.set()
+        await asyncio.sleep(30)
+
+    pair.peer.behave = linger
+    with capture_logs() as lines:
+        left = stream(timeout=5)
+        await left.write(numbered(1))
+        await started.wait()
+        left.cancel()
+        async with asyncio.timeout(5):
+            while not lines:
+                await asyncio.sleep(0.01)
+
+    assert went_well == [f"/{SERVICE}/StreamDebits"]
+    assert [(line["method"], line["code"]) for line in lines] == [(f"/{SERVICE}/StreamDebits", "CANCELLED")]
 
 
 @pytest.mark.parametrize("sent", ["9" * 5000, "9" * 400, "-1", "soon"])
