@@ -236,12 +236,15 @@ class _Lane:
             decided = batch.decide(known, operations, _new_id)
             lines = await loading.entries_of(connection, _repeated(decided.answers))
             found = iter(zip(operations, decided.answers, strict=True))
+            answered = []
             for waiter in waiters:
-                for _ in waiter.operations:
-                    waiter.in_doubt |= _new_keys(*next(found))
+                own = [next(found) for _ in waiter.operations]
+                doubts = set(waiter.in_doubt)
+                answered.append([_as_first(each, _result(answer, lines), doubts) for each, answer in own])
+                for each, answer in own:
+                    waiter.in_doubt |= _new_keys(each, answer)
             await writing.write(connection, decided)
-        results = iter([_result(answer, lines) for answer in decided.answers])
-        return [[next(results) for _ in waiter.operations] for waiter in waiters]
+        return answered
 
     async def _load(
         self, connection: loading.Connection, operations: Sequence[Operation]
@@ -327,20 +330,20 @@ def _passes(error: Exception) -> bool:
 
 
 def _settle(waiter: _Waiter, results: list[Result | Refusal]) -> None:
-    if waiter.answer.done():
-        return
-    if waiter.in_doubt:
-        pairs = zip(waiter.operations, results, strict=True)
-        results = [_as_first(operation, result, waiter.in_doubt) for operation, result in pairs]
-    waiter.answer.set_result(results)
+    if not waiter.answer.done():
+        waiter.answer.set_result(results)
 
 
-def _as_first(operation: Operation, result: Result | Refusal, keys: set[str]) -> Result | Refusal:
-    """What this very call wrote is no repeat, though it was found when it was asked again."""
+def _as_first(operation: Operation, result: Result | Refusal, doubts: set[str]) -> Result | Refusal:
+    """What this very call wrote, and found when it had to ask again, is no repeat; what follows it is."""
+    if not doubts:
+        return result
     if isinstance(operation, Group) and isinstance(result, tuple):
         members = zip(operation.debits, result, strict=True)
-        return tuple(_member(_as_first(debit, each, keys)) for debit, each in members)
-    if isinstance(result, Outcome | Noted) and getattr(operation, "idempotency_key", None) in keys:
+        return tuple(_member(_as_first(debit, each, doubts)) for debit, each in members)
+    key = getattr(operation, "idempotency_key", None)
+    if isinstance(result, Outcome | Noted) and key in doubts:
+        doubts.remove(key)
         return replace(result, replayed=False)
     return result
 

@@ -84,7 +84,11 @@ def transaction(value: model.Transaction, entries: Iterable[model.Entry]) -> typ
         reference_id=value.reference_id,
         hold_id=value.hold_id,
         refunded_transaction_id=value.refunded_transaction_id,
-        buckets=[types.BucketAmount(bucket=bucket(name), credits=credits) for name, credits in moved.items()],
+        buckets=[
+            types.BucketAmount(bucket=bucket(name), credits=credits)
+            for name, credits in moved.items()
+            if credits
+        ],
         entries=[_entry(entry) for entry in lines],
         first_seq=value.first_seq,
         last_seq=value.last_seq,

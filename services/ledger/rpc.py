@@ -95,7 +95,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             hold_id=request.hold_id,
             credits=request.credits,
             more_follows=request.more_follows,
-            over_capture=asked.DEBIT_SHORTFALL if shortfall else asked.REJECT,
+            over_capture_policy=asked.DEBIT_SHORTFALL if shortfall else asked.REJECT,
             description=request.description,
         )
         outcome = await actions.book(self._ledger, capture)
@@ -195,13 +195,13 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         )
 
     async def Authorize(self, request: pb.AuthorizeRequest, context: Context) -> pb.AuthorizeResponse:
-        spend = request.WhichOneof("spend")
         authorize = Authorize(
             tenant_id=request.tenant_id,
             idempotency_key=request.idempotency_key,
             limits=tuple((each.limit_key, each.amount) for each in request.limits),
-            credits=0 if spend is None else getattr(request, spend),
-            ttl=messages.duration(request.hold_ttl) if spend == "hold_credits" else None,
+            debit_credits=request.debit_credits,
+            hold_credits=request.hold_credits,
+            hold_ttl=messages.duration(request.hold_ttl),
             reason=request.reason,
             reference_id=request.reference_id,
             dry_run=request.dry_run,

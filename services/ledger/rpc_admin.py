@@ -5,11 +5,14 @@ from typing import Any, TypeAlias
 import grpc
 from billing.ledger.v1 import ledger_admin_pb2 as pb
 from billing.ledger.v1 import ledger_admin_pb2_grpc
+from billing.ledger.v1 import types_pb2 as types
 
-from services.ledger import actions_findings, messages
+from services.ledger import actions, actions_findings, messages
 from services.ledger.actions import Ledger
 from services.ledger.rules.findings import FindingRow
-from shared import paging
+from services.ledger.rules.model import PERMANENT, SUBSCRIPTION
+from services.ledger.rules.requests import Adjust, Freeze, Unfreeze
+from shared import logs, paging
 from shared.rpc.context import DEFAULT_TIMEOUT_SECONDS, remaining_seconds
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -23,6 +26,55 @@ class LedgerAdminService(ledger_admin_pb2_grpc.LedgerAdminServiceServicer):
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+
+    async def AdjustCredits(
+        self, request: pb.AdjustCreditsRequest, context: Context
+    ) -> pb.AdjustCreditsResponse:
+        adjust = Adjust(
+            tenant_id=request.tenant_id,
+            idempotency_key=request.idempotency_key,
+            credits=request.credits,
+            bucket=SUBSCRIPTION if request.bucket == types.BUCKET_SUBSCRIPTION else PERMANENT,
+            expires_at=messages.moment(request.expires_at) if request.HasField("expires_at") else None,
+            reason=request.reason,
+            description=request.description,
+            actor=request.actor,
+            request_id=logs.request_id.get(),
+        )
+        outcome = await actions.book(self._ledger, adjust)
+        return pb.AdjustCreditsResponse(
+            transaction=messages.transaction(outcome.transaction, outcome.entries),
+            balance=messages.balance(outcome.totals),
+            replayed=outcome.replayed,
+        )
+
+    async def FreezeAccount(
+        self, request: pb.FreezeAccountRequest, context: Context
+    ) -> pb.FreezeAccountResponse:
+        freeze = Freeze(
+            tenant_id=request.tenant_id,
+            idempotency_key=request.idempotency_key,
+            actor=request.actor,
+            reason=request.reason,
+            request_id=logs.request_id.get(),
+        )
+        noted = await actions.note(self._ledger, freeze)
+        return pb.FreezeAccountResponse(
+            tenant_id=request.tenant_id, frozen_at=messages.stamp(noted.frozen_at)
+        )
+
+    async def UnfreezeAccount(
+        self, request: pb.UnfreezeAccountRequest, context: Context
+    ) -> pb.UnfreezeAccountResponse:
+        unfreeze = Unfreeze(
+            tenant_id=request.tenant_id,
+            idempotency_key=request.idempotency_key,
+            actor=request.actor,
+            reason=request.reason,
+            request_id=logs.request_id.get(),
+        )
+        await actions.note(self._ledger, unfreeze)
+        return pb.UnfreezeAccountResponse(tenant_id=request.tenant_id)
 
     async def ListFindings(
         self, request: pb.ListFindingsRequest, context: Context

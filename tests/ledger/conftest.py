@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import grpc
+import psycopg
 import pytest
 from billing.ledger.v1 import (
     ledger_admin_pb2_grpc,
@@ -13,12 +17,14 @@ from billing.ledger.v1 import (
     ledger_maintenance_pb2_grpc,
     ledger_pb2_grpc,
 )
+from psycopg.rows import dict_row
 from pydantic import SecretStr
 
 from services.ledger.actions import Ledger
 from services.ledger.lanes import Lanes
 from services.ledger.limit_reads import LimitReads
 from services.ledger.rpc import doors
+from shared import clock
 from shared import database as shared_database
 from shared.config import RoomSettings
 from shared.rpc.client import open_channel
@@ -46,6 +52,26 @@ class RunningLedger:
     def raw_channel(self) -> grpc.aio.Channel:
         """A channel without our interceptors, as a foreign client would open it."""
         return grpc.aio.insecure_channel(self.address)
+
+
+class Travel:
+    """Moves the ledger's clock; everything in this process follows."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._ahead = timedelta()
+
+    def forward(self, *, days: float = 0, hours: float = 0) -> None:
+        self._ahead += timedelta(days=days, hours=hours)
+        clock.move_to(self._file, self._ahead)
+
+
+@pytest.fixture
+def travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Travel:
+    file = tmp_path / "clock"
+    clock.move_to(file, timedelta())
+    monkeypatch.setenv("BILLING_TEST_CLOCK", str(file))
+    return Travel(file)
 
 
 @pytest.fixture(scope="session")
@@ -76,3 +102,14 @@ async def ledger(database: Database) -> AsyncIterator[RunningLedger]:
                     ledger_admin_pb2_grpc.LedgerAdminServiceStub(operators),
                 )
     await engine.dispose()
+
+
+@pytest.fixture
+def operator_rows(database: Database) -> Callable[..., list[dict[str, Any]]]:
+    """What somebody with the operator role sees."""
+
+    def rows(query: str, *values: object) -> list[dict[str, Any]]:
+        with psycopg.connect(database.url("billing_operator"), row_factory=dict_row) as db:
+            return db.execute(query, values).fetchall()
+
+    return rows

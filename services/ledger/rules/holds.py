@@ -63,7 +63,7 @@ def capture(account: Account, asked: CaptureHold, now: datetime, new_id: NewId) 
     refuse_frozen(account)
     hold = _held(account, asked.hold_id)
     shortfall = max(0, asked.credits - hold.open)
-    if shortfall and asked.over_capture != DEBIT_SHORTFALL:
+    if shortfall and asked.over_capture_policy != DEBIT_SHORTFALL:
         raise errors.ExceedsHold(
             f"the hold has {hold.open} open, {asked.credits} were asked for",
             hold_id=hold.id,

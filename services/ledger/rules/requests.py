@@ -1,4 +1,7 @@
-"""What can be asked of the ledger. Everything but the tenant, the key and how it is asked is part of the fingerprint."""
+"""What can be asked of the ledger, with the field names of the contract: a reused key is told which one differs.
+
+Everything but the tenant, the key and how it is asked is part of the fingerprint.
+"""
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -66,7 +69,7 @@ class CaptureHold(Request):
     hold_id: str
     credits: int
     more_follows: bool = False
-    over_capture: str = REJECT
+    over_capture_policy: str = REJECT
     description: str = ""
 
 
@@ -214,13 +217,14 @@ class SetUsage(Request):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authorize(Request):
-    """Consume limits and debit or hold credits in one decision. `credits` 0: none; `ttl` None: a debit."""
+    """Consume limits and debit or hold credits in one decision; at most one of the two is asked for."""
 
     kind: ClassVar[str] = "authorize"
 
     limits: tuple[tuple[str, int], ...]
-    credits: int
-    ttl: timedelta | None
+    debit_credits: int
+    hold_credits: int
+    hold_ttl: timedelta
     reason: str
     reference_id: str = ""
     dry_run: bool = False

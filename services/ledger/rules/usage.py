@@ -60,7 +60,7 @@ def authorize(
     if counted.refused is not None:
         refusal = limits.limit_reached(counted.refused)
         raise NotAuthorized(refusal, Parts(counted.decisions, lots.totals(account, now)))
-    if not asked.credits:
+    if not (asked.debit_credits or asked.hold_credits):
         return account, _noted(account, counted, now)
     try:
         after, outcome = _spend(account, asked, now, new_id)
@@ -75,12 +75,12 @@ def _noted(account: Account, counted: Counted, now: datetime) -> Noted:
 
 
 def _spend(account: Account, asked: Authorize, now: datetime, new_id: NewId) -> tuple[Account, Outcome]:
-    if asked.ttl is not None:
+    if asked.hold_credits:
         hold = PlaceHold(
             tenant_id=asked.tenant_id,
             idempotency_key=asked.idempotency_key,
-            credits=asked.credits,
-            ttl=asked.ttl,
+            credits=asked.hold_credits,
+            ttl=asked.hold_ttl,
             reason=asked.reason,
             reference_id=asked.reference_id,
         )
@@ -88,8 +88,8 @@ def _spend(account: Account, asked: Authorize, now: datetime, new_id: NewId) -> 
     debit = Debit(
         tenant_id=asked.tenant_id,
         idempotency_key=asked.idempotency_key,
-        credits=asked.credits,
-        min_credits=asked.credits,
+        credits=asked.debit_credits,
+        min_credits=asked.debit_credits,
         reason=asked.reason,
         reference_id=asked.reference_id,
     )

@@ -27,6 +27,7 @@ DISABLE_OTHERS = """
 UPDATE tenant_services SET enabled = false, limits = '{}', updated_at = :now
 WHERE tenant_id = :tenant_id AND NOT service_code = ANY(:codes) AND (enabled OR limits <> '{}')"""
 
+
 async def open_account(db: AsyncConnection, tenant_id: str, *, genesis: bytes, now: datetime) -> None:
     """Makes sure that there is a row to lock."""
     values = {"tenant_id": tenant_id, "id": ids.new_id("acc"), "genesis": genesis, "now": now}

@@ -313,7 +313,7 @@ class _Found:
 async def entries_of(connection: Connection, records: Sequence[Record]) -> dict[Key, tuple[Entry, ...]]:
     """The lines of earlier transactions, for repeats: (tenant, transaction) → lines."""
     booked = [record.transaction for record in records if record.transaction and record.transaction.last_seq]
-    asked = [(each.tenant_id, each.first_seq, each.last_seq) for each in booked]
+    asked = list(dict.fromkeys((each.tenant_id, each.first_seq, each.last_seq) for each in booked))
     if not asked:
         return {}
     cursor = await connection.execute(

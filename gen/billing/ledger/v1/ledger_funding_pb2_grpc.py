@@ -91,7 +91,8 @@ class LedgerFundingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RestoreGrant(self, request, context):
-        """Gives back what a revocation took, with the lot's own expiry, or 30 days if that is past.
+        """Gives back what a revocation took, with the lot's own expiry, or 30 days if that is past; what other revocations
+        still claim of the lot they then take.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

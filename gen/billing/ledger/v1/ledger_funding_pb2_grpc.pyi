@@ -20,7 +20,9 @@ class LedgerFundingServiceStub:
     RevokeGrant: _aio.UnaryUnaryMultiCallable[_ledger_funding_pb2.RevokeGrantRequest, _ledger_funding_pb2.RevokeGrantResponse]
     """Takes back part or all of a grant: its free remainder now, what is held or comes back later when it returns."""
     RestoreGrant: _aio.UnaryUnaryMultiCallable[_ledger_funding_pb2.RestoreGrantRequest, _ledger_funding_pb2.RestoreGrantResponse]
-    """Gives back what a revocation took, with the lot's own expiry, or 30 days if that is past."""
+    """Gives back what a revocation took, with the lot's own expiry, or 30 days if that is past; what other revocations
+    still claim of the lot they then take.
+    """
     ListGrants: _aio.UnaryUnaryMultiCallable[_ledger_funding_pb2.ListGrantsRequest, _ledger_funding_pb2.ListGrantsResponse]
     """The grants of a tenant, newest first."""
     SetEntitlements: _aio.UnaryUnaryMultiCallable[_ledger_funding_pb2.SetEntitlementsRequest, _ledger_funding_pb2.SetEntitlementsResponse]
@@ -52,7 +54,9 @@ class LedgerFundingServiceServicer:
         request: _ledger_funding_pb2.RestoreGrantRequest,
         context: _aio.ServicerContext[_ledger_funding_pb2.RestoreGrantRequest, _abc.Awaitable[_ledger_funding_pb2.RestoreGrantResponse]],
     ) -> _abc.Awaitable[_ledger_funding_pb2.RestoreGrantResponse]:
-        """Gives back what a revocation took, with the lot's own expiry, or 30 days if that is past."""
+        """Gives back what a revocation took, with the lot's own expiry, or 30 days if that is past; what other revocations
+        still claim of the lot they then take.
+        """
 
     def ListGrants(
         self,
