@@ -160,7 +160,6 @@ async def test_2b_counts_held_captured_and_voided_rows_as_they_will_be_written(
     }
 
 
-@staging.later("the ledger's holds (PlaceHold, CaptureHold, VoidHold)")
 async def test_2b_holds_move_the_balance_only_when_they_are_captured(
     ledger: RunningLedger, operator: Operator, tenant: str
 ) -> None:
@@ -198,7 +197,6 @@ async def test_2b_holds_move_the_balance_only_when_they_are_captured(
     assert (mended.row["balance"], mended.row["subscription_balance"]) == (80, 80)
 
 
-@staging.later("the ledger's holds (PlaceHold)")
 async def test_2a_leaves_the_mirrors_of_a_tenant_with_held_credits_alone(
     ledger: RunningLedger, operator: Operator, tenant: str
 ) -> None:
@@ -243,7 +241,6 @@ async def test_2b_a_row_that_no_operation_wrote_is_found(
     assert "balance_mismatch" not in found
 
 
-@staging.later("the ledger's admin service (AdjustCredits)")
 async def test_2b_a_correction_is_a_row_of_the_ledger(
     ledger: RunningLedger, operator: Operator, tenant: str
 ) -> None:
