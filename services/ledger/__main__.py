@@ -1,5 +1,7 @@
 """Starts the ledger: `python -m services.ledger`."""
 
+from datetime import timedelta
+
 import uvloop
 
 from services.ledger import SCHEMA
@@ -28,7 +30,14 @@ async def main(settings: LedgerSettings) -> None:
             room="ledger",
             listen=settings.ledger_listen,
             settings=settings,
-            doors=doors(Ledger(engine, lanes, limit_reads)),
+            doors=doors(
+                Ledger(
+                    engine,
+                    lanes,
+                    limit_reads,
+                    grace_retention=timedelta(days=settings.ledger_grace_retention_days),
+                )
+            ),
             probe=lambda: database.ping(engine),
         )
     await engine.dispose()

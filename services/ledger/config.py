@@ -17,4 +17,7 @@ class LedgerSettings(RoomSettings):
     )
     ledger_waiting_max: int = Field(default=4000, ge=1, description="operations that may wait on one lane")
     ledger_waiting_per_tenant_max: int = Field(default=2000, ge=1, description="of these, one tenant's share")
+    ledger_grace_retention_days: int = Field(
+        default=30, ge=1, description="how long a grace period is kept after its end"
+    )
     ledger_pool_size: int = Field(default=8, ge=1, le=64, description="read connections")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +30,7 @@ from shared.config import RoomSettings
 from shared.rpc.client import open_channel
 from shared.rpc.server import running_server
 from tests.conftest import Database
+from tests.ledger.tampering import Hand
 
 SECRETS = {
     "gateway_secret": "gateway-secret-of-the-tests",
@@ -113,3 +114,11 @@ def operator_rows(database: Database) -> Callable[..., list[dict[str, Any]]]:
             return db.execute(query, values).fetchall()
 
     return rows
+
+
+@pytest.fixture(scope="session")
+def hand(database: Database) -> Iterator[Hand]:
+    """Somebody with the keys to the database."""
+    hand = Hand(database.admin_url)
+    yield hand
+    hand.db.close()

@@ -1,0 +1,131 @@
+"""Findings are listed, and closed once in somebody's name; cleanup takes what no rule needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from billing.ledger.v1 import ledger_admin_pb2 as admin_pb
+from billing.ledger.v1 import ledger_maintenance_pb2 as maintenance_pb
+
+from shared import errors
+from tests.ledger.builders import a_grant
+from tests.ledger.conftest import RunningLedger
+from tests.ledger.tampering import Hand, run
+
+
+async def test_findings_are_listed_most_severe_first_then_newest_in_pages(
+    ledger: RunningLedger, hand: Hand, tenant: str
+) -> None:
+    for number in range(5):
+        hand.run(
+            "INSERT INTO billing_integrity_reports (id, room, tenant_id, check_type, severity, observed, created_at)"
+            " VALUES (%s, 'ledger', %s, %s, %s, '{\"n\": 1}', now() - make_interval(mins => %s))",
+            *(f"fnd_{tenant}_{number}", tenant, f"check_{number}", "critical" if number % 2 else "warning"),
+            number,
+        )
+    hand.run(
+        "INSERT INTO billing_integrity_reports (id, room, tenant_id, check_type, severity, observed)"
+        " VALUES (%s, 'webhooks', %s, 'silence', 'critical', '{}')",
+        *(f"fnd_{tenant}_other", tenant),
+    )
+    found, token, pages = [], "", 0
+    while token or not pages:
+        answer = await ledger.admin.ListFindings(
+            admin_pb.ListFindingsRequest(tenant_id=tenant, page_size=2, page_token=token)
+        )
+        found += [each.check_type for each in answer.findings]
+        token, pages = answer.next_page_token, pages + 1
+
+    assert found == ["check_1", "check_3", "check_0", "check_2", "check_4"]
+    assert pages == 3
+
+    async def names(**filters: Any) -> list[str]:
+        answer = await ledger.admin.ListFindings(admin_pb.ListFindingsRequest(tenant_id=tenant, **filters))
+        return [each.check_type for each in answer.findings]
+
+    assert await names(severity=admin_pb.FINDING_SEVERITY_CRITICAL) == ["check_1", "check_3"]
+    assert await names(check_type="check_4") == ["check_4"]
+    await ledger.admin.ResolveFinding(
+        admin_pb.ResolveFindingRequest(
+            finding_id=f"fnd_{tenant}_1", idempotency_key="k", actor="asha", description="looked at it"
+        )
+    )
+    assert "check_1" not in await names()
+    assert "check_1" in await names(include_resolved=True)
+    with pytest.raises(errors.InvalidArgument):
+        await names(page_token="bm9uZQ")
+
+
+async def test_a_finding_is_resolved_once_in_somebodys_name(
+    ledger: RunningLedger, hand: Hand, tenant: str
+) -> None:
+    await ledger.funding.GrantCredits(a_grant(tenant, 10))
+    hand.run("UPDATE tenant_credits SET balance = 11 WHERE tenant_id = %s", tenant)
+    await run(ledger)
+    request = admin_pb.ResolveFindingRequest(
+        finding_id=hand.findings(tenant)["balance_mismatch"]["id"],
+        idempotency_key="ticket-9",
+        actor="asha",
+        description="mended by runbook 2a",
+    )
+
+    first = await ledger.admin.ResolveFinding(request)
+    request.actor = "ben"
+    again = await ledger.admin.ResolveFinding(request)
+
+    assert again == first
+    assert first.finding.resolved_by == "asha"
+    assert first.finding.HasField("resolved_at")
+    [line] = hand.look("SELECT * FROM billing_audit_log WHERE tenant_id = %s", tenant)
+    assert (line["action"], line["actor_id"], line["resource_id"]) == (
+        "resolve_finding",
+        "asha",
+        request.finding_id,
+    )
+    assert line["metadata"]["reason"] == "mended by runbook 2a"
+    assert line["metadata"]["before"]["observed"] == {"balance": 11, "expected_balance": 10}
+
+
+async def test_a_finding_that_is_not_there_is_refused(ledger: RunningLedger) -> None:
+    with pytest.raises(errors.NotFound) as refusal:
+        await ledger.admin.ResolveFinding(
+            admin_pb.ResolveFindingRequest(
+                finding_id="fnd_none", idempotency_key="k", actor="asha", description="nothing"
+            )
+        )
+
+    assert (refusal.value.reason, refusal.value.metadata["finding_id"]) == ("UNKNOWN_FINDING", "fnd_none")
+
+
+async def test_cleanup_deletes_what_ended_long_ago_and_only_that(
+    ledger: RunningLedger, hand: Hand, tenant: str
+) -> None:
+    for key, days in (("blog.posts", 31), ("blog.drafts", 29), ("seo.audits", -1)):
+        hand.run(
+            "INSERT INTO grace_periods (tenant_id, limit_key, expires_at, created_at)"
+            " VALUES (%s, %s, now() - make_interval(days => %s), now())",
+            *(tenant, key, days),
+        )
+    for room, hours in (("ledger", -1), ("ledger", 1), ("webhooks", -1)):
+        hand.run(
+            "INSERT INTO rate_limit_buckets (room, key, tat) VALUES (%s, %s, now() + make_interval(hours => %s))",
+            *(room, f"{tenant}:{hours}", hours),
+        )
+
+    async def cleanup(*, dry_run: bool = False) -> tuple[int, int]:
+        answer = await ledger.maintenance.Cleanup(
+            maintenance_pb.CleanupRequest(idempotency_key="job:cleanup:now", dry_run=dry_run)
+        )
+        return answer.grace_periods, answer.rate_limit_buckets
+
+    assert await cleanup(dry_run=True) == (1, 1)
+    assert await cleanup() == (1, 1)
+    assert await cleanup() == (0, 0)
+    left = hand.look("SELECT limit_key FROM grace_periods WHERE tenant_id = %s", tenant)
+    assert {row["limit_key"] for row in left} == {"blog.drafts", "seo.audits"}
+    buckets = hand.look("SELECT room, key FROM rate_limit_buckets WHERE key LIKE %s", f"{tenant}%")
+    assert {(row["room"], row["key"]) for row in buckets} == {
+        ("ledger", f"{tenant}:1"),
+        ("webhooks", f"{tenant}:-1"),
+    }
