@@ -71,7 +71,7 @@ async def verify(writers: Writers, operator_url: str) -> None:
 async def until_idle(client: Client, tenants: list[str]) -> None:
     """What was left in a queue by callers who went away has been decided: it stood before this."""
     for tenant in tenants:
-        await client.service.Debit(a_debit(tenant, "dry-run", 10**9, min_credits=1, dry_run=True))
+        await settle(Call("idle", "Debit", a_debit(tenant, "idle", 1, dry_run=True)), client)
 
 
 class Tables:

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit, urlunsplit
 ENCRYPTION_REQUESTS = (80877103, 80877104)
 NO = b"N"
 CHUNK = 64 * 1024
+# Parse, Bind, Describe, Execute, Close: a Sync or a Flush follows them.
+PARTS_OF_A_REQUEST = (b"P", b"B", b"D", b"E", b"C")
 
 
 class Cut(Enum):
@@ -24,7 +26,7 @@ class Cut(Enum):
     BEFORE = "before COMMIT reaches the server"
     AFTER = "after the server has committed, before the client is told"
     AROUND = "while COMMIT is under way: nobody knows"
-    HOLE_BEFORE = "COMMIT and everything after it vanish, and the sockets stay"
+    HOLE_BEFORE = "the request that holds COMMIT and everything after it vanish, and the sockets stay"
     HOLE_AFTER = "the server commits, its answers vanish, and the sockets stay"
 
 
@@ -148,18 +150,25 @@ class Link:
                 side.close() if self._cut is None else side.reset()
 
     async def _upward(self) -> None:
+        request = b""  # all that is asked before the next Sync: the server may see a part of it, or nothing
         while data := await self._client.receive():
-            passing = b""
             for message, is_commit in self._asked.feed(data):
-                if is_commit and self._cut is None:
-                    self._cut = self._proxy.decide()
                 if message == NO:
                     await self._client.send(NO)
-                elif self._cut not in (Cut.BEFORE, Cut.HOLE_BEFORE):
-                    passing += message
-            await self._server.send(passing)
-            if self._cut in (Cut.BEFORE, Cut.AROUND):
-                return
+                    continue
+                if is_commit and self._cut is None:
+                    self._cut = self._proxy.decide()
+                    if self._cut is Cut.BEFORE:
+                        await self._server.send(request)
+                        return
+                request += message
+                if message[:1] in PARTS_OF_A_REQUEST:
+                    continue
+                if self._cut is not Cut.HOLE_BEFORE:
+                    await self._server.send(request)
+                if self._cut is Cut.AROUND:
+                    return
+                request = b""
 
     async def _downward(self) -> None:
         while data := await self._server.receive():
