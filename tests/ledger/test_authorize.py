@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from billing.ledger.v1 import ledger_admin_pb2 as admin_pb
 from billing.ledger.v1 import ledger_funding_pb2 as funding_pb
 from billing.ledger.v1 import ledger_pb2 as pb
 from billing.ledger.v1 import types_pb2 as types
@@ -220,6 +221,25 @@ async def test_callers_racing_for_the_last_post_pay_for_it_once(
 
     assert outcomes == {"authorized": 1, "PLAN_LIMIT_REACHED": 15}
     assert await balance(ledger, tenant) == (90, 0)
+
+
+async def test_a_frozen_account_goes_on_counting_but_spends_nothing(
+    ledger: RunningLedger, tenant_with_credits: str
+) -> None:
+    tenant = tenant_with_credits
+    await ledger.admin.FreezeAccount(
+        admin_pb.FreezeAccountRequest(tenant_id=tenant, idempotency_key="f", actor="ada", reason="chargeback")
+    )
+
+    counted = await ledger.service.ConsumeLimits(
+        pb.ConsumeLimitsRequest(tenant_id=tenant, idempotency_key="c", limits=amounts(posts=1))
+    )
+    limits_alone = await ledger.service.Authorize(asking(tenant, "a", posts=1))
+    frozen = await refused(ledger.service.Authorize(asking(tenant, "b", debit=1, posts=1)))
+
+    assert (counted.limits[0].used, limits_alone.limits[0].used) == (1, 2)
+    assert frozen.reason == "ACCOUNT_FROZEN"
+    assert (await check(ledger, tenant, POSTS)).used == 2
 
 
 async def test_an_unknown_limit_refuses_the_whole(ledger: RunningLedger, tenant_with_credits: str) -> None:

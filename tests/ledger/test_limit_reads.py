@@ -176,6 +176,8 @@ async def test_a_limit_that_cannot_be_read_fails_alone(
         await ledger.funding.SetEntitlements(entitlements(each, 1))
     edited = json.dumps({"posts": 5})
     await write(database, "UPDATE tenant_services SET limits = %s WHERE tenant_id = %s", edited, broken)
+    await one(ledger, whole)
+    before = await readers(database)
 
     results = await asyncio.gather(
         *(one(ledger, each) for each in [broken, whole] * 8), return_exceptions=True
@@ -183,6 +185,33 @@ async def test_a_limit_that_cannot_be_read_fails_alone(
 
     assert all(isinstance(each, errors.Internal) for each in results[::2])
     assert all(isinstance(each, pb.CheckLimitResponse) for each in results[1::2])
+    assert set(await readers(database)) <= set(before)  # such a limit costs nobody the connection
+
+
+async def test_a_question_that_cannot_be_sent_fails_alone(
+    ledger: RunningLedger, database: Database, tenant: str
+) -> None:
+    await ledger.funding.SetEntitlements(entitlements(tenant, 1))
+
+    async with LimitReads(database.url("ledger_rw")) as reads:
+        results = await asyncio.gather(
+            *(reads.find(each, "blog.posts") for each in [tenant, "no\0text", f"{tenant}_nobody"]),
+            return_exceptions=True,
+        )
+
+    assert isinstance(results[0], limit_reads.Reading)
+    assert isinstance(results[1], psycopg.DataError)
+    assert results[2] is None
+
+
+async def readers(database: Database) -> list[tuple[object, ...]]:
+    """The connections that limits are read over."""
+    async with await psycopg.AsyncConnection.connect(database.admin_url) as db:
+        found = await db.execute(
+            "SELECT pid, backend_start FROM pg_stat_activity"
+            " WHERE application_name = 'ledger-limit-reads' AND datname = current_database()"
+        )
+        return await found.fetchall()
 
 
 async def test_what_is_not_there_is_not_remembered(ledger: RunningLedger, tenant: str) -> None:
@@ -199,6 +228,21 @@ async def test_what_is_not_there_is_not_remembered(ledger: RunningLedger, tenant
 
     assert (nobody.value.reason, no_limit.value.reason) == ("UNKNOWN_TENANT", "UNKNOWN_LIMIT")
     assert answer.decision.limit == 10
+
+
+async def test_what_was_taken_away_is_not_remembered_either(ledger: RunningLedger, tenant: str) -> None:
+    await ledger.funding.SetEntitlements(entitlements(tenant, 1))
+    await ledger.service.CheckLimit(question(tenant, LONG_MS))
+    other = entitlements(tenant, 2)
+    other.services[0].limits[0].key = "drafts"
+    await ledger.funding.SetEntitlements(other)
+
+    kept = await ledger.service.CheckLimit(question(tenant, LONG_MS))
+    for staleness_ms in (0, LONG_MS):
+        with pytest.raises(errors.NotFound):
+            await ledger.service.CheckLimit(question(tenant, staleness_ms))
+
+    assert kept.entitlements_version == 1
 
 
 async def test_what_is_kept_is_bounded_and_goes_oldest_use_first(
