@@ -89,7 +89,6 @@ async def test_2a_resolve_closes_one_finding_under_a_name_and_the_next_is_a_new_
     assert again in {row["id"] for row in operator.run("runbook_2_1").of(tenant)}
 
 
-@staging.later("the ledger's integrity auditor (AuditIntegrity)")
 async def test_2a_a_mirror_edited_by_hand_is_found_mended_and_not_found_again(
     ledger: RunningLedger, operator: Operator, tenant: str
 ) -> None:
@@ -220,7 +219,6 @@ async def test_2a_leaves_the_mirrors_of_a_tenant_with_held_credits_alone(
     assert operator.look(query, tenant) == before
 
 
-@staging.later("the ledger's integrity auditor (AuditIntegrity)")
 async def test_2b_a_row_that_no_operation_wrote_is_found(
     ledger: RunningLedger, operator: Operator, write_as: WriteAs, tenant: str
 ) -> None:
