@@ -6,6 +6,7 @@ an answer that was read before; it says when.
 
 import asyncio
 import contextlib
+import itertools
 import os
 import socket
 from collections import OrderedDict
@@ -127,16 +128,14 @@ class LimitReads:
                 await asyncio.sleep(pause.total_seconds())
 
     def _take(self) -> _Asked:
-        """Up to a batch; whoever stopped waiting is left out."""
-        asked: _Asked = {}
-        while self._waiting and len(asked) < BATCH_MAX:
-            key, questions = self._waiting.popitem()
-            self._waiting_count -= len(questions)
-            if alive := [question for question in questions if not question.answer.done()]:
-                asked[key] = alive
+        """Up to a batch, those first that waited longest; whoever stopped waiting is left out."""
+        keys = list(itertools.islice(self._waiting, BATCH_MAX))
+        taken = {key: self._waiting.pop(key) for key in keys}
+        self._waiting_count -= sum(map(len, taken.values()))
         if not self._waiting:
             self._wake.clear()
-        return asked
+        alive = {key: [each for each in asked if not each.answer.done()] for key, asked in taken.items()}
+        return {key: questions for key, questions in alive.items() if questions}
 
     async def _answer(self, asked: _Asked) -> bool:
         """Answers whoever asked; False if the database was away, and they wait on or have waited long enough."""
@@ -166,8 +165,8 @@ class LimitReads:
             self._tell(key, questions, error)
 
     async def _read(self, asked: list[LimitKey]) -> dict[LimitKey, Reading | Exception]:
-        offset = clock.offset()
         connection = await self._connected()
+        offset = clock.offset()
         loop = asyncio.get_running_loop()
         self._sent_at = sent_at = loop.time()
         # Cut rather than cancelled: psycopg would first ask the server that does not answer to cancel.

@@ -122,6 +122,21 @@ async def test_many_callers_each_get_their_own_answer(ledger: RunningLedger, ten
         assert answer.decision.allowed == (number % 8 > 0)
 
 
+async def test_more_questions_than_a_query_takes_are_answered_in_turn(
+    ledger: RunningLedger, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limit_reads, "BATCH_MAX", 2)
+    tenants = [f"{tenant}_{number}" for number in range(7)]
+    for each in tenants:
+        await ledger.funding.SetEntitlements(entitlements(each, 1))
+
+    readings = await asyncio.gather(*(ledger.ledger.limit_reads.find(each, "blog.posts") for each in tenants))
+
+    moments = [each.as_of for each in readings if each is not None]
+    assert moments == sorted(moments)
+    assert [moments.count(each) for each in sorted(set(moments))] == [2, 2, 2, 1]
+
+
 async def test_callers_that_leave_harm_nobody(ledger: RunningLedger, tenant: str) -> None:
     await ledger.funding.SetEntitlements(entitlements(tenant, 1))
 
