@@ -306,7 +306,7 @@ async def test_a_grace_period_begins_once_and_ends_by_the_clock(
     await ledger.service.ConsumeLimits(consumption(plan, "one", authors=1))
 
 
-async def test_a_plan_that_covers_usage_ends_the_excess(ledger: RunningLedger, plan: str, later: Any) -> None:
+async def test_a_plan_that_covers_usage_ends_the_excess(ledger: RunningLedger, plan: str) -> None:
     await ledger.service.ConsumeLimits(consumption(plan, "full", posts=10))
     await entitle(ledger, plan, 2, posts=5)
     over = await check(ledger, plan, POSTS)
