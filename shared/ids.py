@@ -1,10 +1,12 @@
 """Identifiers that sort by the time they were made."""
 
+import base64
 import os
 import time
 from datetime import UTC, datetime, timedelta
 
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no letter that reads like another
+# Crockford's base 32: no letter that reads like another.
+_TO_CROCKFORD = bytes.maketrans(b"0123456789ABCDEFGHIJKLMNOPQRSTUV", b"0123456789abcdefghjkmnpqrstvwxyz")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -26,8 +28,6 @@ def ordered_id(prefix: str, at: datetime, position: int) -> str:
 
 def _render(prefix: str, milliseconds: int, twelve_bits: int, low: int) -> str:
     value = milliseconds << 80 | 0x7 << 76 | twelve_bits << 64 | 0b10 << 62 | low & (1 << 62) - 1
-    digits = []
-    for _ in range(26):
-        digits.append(_ALPHABET[value & 31])
-        value >>= 5
-    return f"{prefix}_{''.join(reversed(digits))}"
+    # 160 bits are 32 digits without padding; the last 26 hold the 128 that count.
+    digits = base64.b32hexencode(value.to_bytes(20, "big"))[6:].translate(_TO_CROCKFORD)
+    return f"{prefix}_{digits.decode()}"

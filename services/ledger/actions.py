@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
@@ -133,7 +133,7 @@ async def batch_debit(ledger: Ledger, debits: Sequence[tuple[Debit, str]]) -> li
     answers = await ledger.lanes.submit_all(operations)
     for own, answer in zip(positions.values(), answers, strict=True):
         for index, position in enumerate(own):
-            each = answer[index] if isinstance(answer, tuple) else answer
+            each = answer[index] if isinstance(answer, list) else answer
             if not isinstance(each, Outcome | BillingError):
                 raise TypeError(f"a lane answered {type(each).__name__}")
             found[position] = each
@@ -161,7 +161,7 @@ async def get_balance(
             )
         seq, at = line or (0, as_of or now)
         then = await reads.list_lots_at(db, tenant_id, seq, since=at, until=as_of or at)
-        return _view(replace(account, seq=seq, lots=then), as_of or at)
+        return _view(account._replace(seq=seq, lots=then), as_of or at)
 
 
 async def list_transactions(
@@ -333,9 +333,9 @@ def _refuse_other_tenants(debits: Sequence[tuple[Debit, str]], group: list[int])
 
 def _view(account: Account, at: datetime) -> BalanceView:
     # What a hold that is due sets free is taken at once by a revocation that claims it.
-    own = tuple(replace(lot, remaining=lot.remaining - min(lot.free, lot.claimed)) for lot in account.lots)
+    own = tuple(lot._replace(remaining=lot.remaining - min(lot.free, lot.claimed)) for lot in account.lots)
     alive = tuple(lot for lot in own if lot.remaining and (lot.live(at) or lot.held))
-    return BalanceView(lots.totals(replace(account, lots=alive), at), alive)
+    return BalanceView(lots.totals(account._replace(lots=alive), at), alive)
 
 
 async def _require_tenant(db: AsyncConnection, tenant_id: str) -> None:

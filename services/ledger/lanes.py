@@ -10,7 +10,7 @@ import contextlib
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
 from typing import Self, TypeAlias
@@ -40,7 +40,7 @@ ATTEMPTS_MAX = 8
 
 _log = logs.get_logger()
 
-Result: TypeAlias = Outcome | Noted | Settled | tuple[Outcome | BillingError, ...]
+Result: TypeAlias = Outcome | Noted | Settled | list[Outcome | BillingError]
 Refusal: TypeAlias = BillingError | NotAuthorized
 
 
@@ -310,7 +310,7 @@ def _result(answer: batch.Answer, lines: dict[loading.Key, tuple[Entry, ...]]) -
             own = lines.get((record.tenant_id, record.transaction.id), ())
             return answers.outcome(record, own)
         case Grouped():
-            return tuple(_member(_result(each, lines)) for each in answer.answers)
+            return [_member(_result(each, lines)) for each in answer.answers]
         case _:
             return answer
 
@@ -338,13 +338,13 @@ def _as_first(operation: Operation, result: Result | Refusal, doubts: set[str]) 
     """What this very call wrote, and found when it had to ask again, is no repeat; what follows it is."""
     if not doubts:
         return result
-    if isinstance(operation, Group) and isinstance(result, tuple):
+    if isinstance(operation, Group) and isinstance(result, list):
         members = zip(operation.debits, result, strict=True)
-        return tuple(_member(_as_first(debit, each, doubts)) for debit, each in members)
+        return [_member(_as_first(debit, each, doubts)) for debit, each in members]
     key = getattr(operation, "idempotency_key", None)
     if isinstance(result, Outcome | Noted) and key in doubts:
         doubts.remove(key)
-        return replace(result, replayed=False)
+        return result._replace(replayed=False)
     return result
 
 

@@ -17,8 +17,15 @@ from shared.errors import BillingError
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-# By the words of the rules. Names are looked up once: a limit is asked about more often than anything else.
+# By the words of the rules. Names are looked up once.
 _LIMIT_REASONS = {name.removeprefix("LIMIT_REASON_").lower(): value for name, value in pb.LimitReason.items()}
+_BUCKETS = {name.removeprefix("BUCKET_").lower(): value for name, value in types.Bucket.items()}
+_KINDS = {
+    name.removeprefix("TRANSACTION_KIND_").lower(): value for name, value in types.TransactionKind.items()
+}
+_STATUSES = {
+    name.removeprefix("TRANSACTION_STATUS_").lower(): value for name, value in types.TransactionStatus.items()
+}
 _LIMIT_KINDS = {name.removeprefix("LIMIT_KIND_").lower(): value for name, value in types.LimitKind.items()}
 
 
@@ -42,7 +49,7 @@ def stamp(at: datetime | None) -> Timestamp | None:
 
 def bucket(name: str) -> types.Bucket.ValueType:
     """The bucket of this name."""
-    return types.Bucket.Value(f"BUCKET_{name.upper()}")
+    return _BUCKETS[name]
 
 
 def bucket_name(value: types.Bucket.ValueType) -> str:
@@ -76,8 +83,8 @@ def transaction(value: model.Transaction, entries: Iterable[model.Entry]) -> typ
         id=value.id,
         tenant_id=value.tenant_id,
         idempotency_key=value.idempotency_key,
-        kind=types.TransactionKind.Value(f"TRANSACTION_KIND_{value.kind.upper()}"),
-        status=types.TransactionStatus.Value(f"TRANSACTION_STATUS_{value.status.upper()}"),
+        kind=_KINDS[value.kind],
+        status=_STATUSES[value.status],
         amount=value.amount,
         reason=value.reason,
         description=value.description,
@@ -127,7 +134,7 @@ def hold(value: model.Hold) -> pb.Hold:
         captured=value.captured,
         released=value.released,
         expires_at=stamp(value.expires_at),
-        status=types.TransactionStatus.Value(f"TRANSACTION_STATUS_{value.status.upper()}"),
+        status=_STATUSES[value.status],
     )
 
 
@@ -263,7 +270,7 @@ def _entry(value: model.Entry) -> types.Entry:
     return types.Entry(
         seq=value.seq,
         lot=value.lot,
-        bucket=bucket(value.bucket),
+        bucket=_BUCKETS[value.bucket],
         d_posted=value.d_posted,
         d_held=value.d_held,
         lot_posted_after=value.lot_posted_after,

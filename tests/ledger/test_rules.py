@@ -175,31 +175,26 @@ def test_every_field_of_a_fingerprint_is_told_apart() -> None:
 
 
 def test_the_chain_changes_with_every_number_and_word() -> None:
-    numbers = {
-        "seq": 1,
-        "lot": 2,
-        "d_posted": 3,
-        "d_held": 4,
-        "lot_posted_after": 5,
-        "lot_held_after": 6,
-        "account_posted_after": 7,
-        "account_held_after": 8,
-        "amount": 9,
-    }
+    numbers = list(range(1, 9))  # seq, lot, d_posted, d_held, the lot's two totals, the account's two
     texts = ("txn", "debit", "key", "reason", "reference")
-    original = chain.line_hash(GENESIS, **numbers, at=NOW, texts=texts)
 
+    def line(
+        previous: bytes = GENESIS,
+        numbers: list[int] = numbers,
+        amount: int = 9,
+        at: datetime = NOW,
+        texts: tuple[str, ...] = texts,
+    ) -> bytes:
+        return chain.line_hash(previous, *numbers, at=at, amount=amount, words=chain.words(*texts))
+
+    original = line()
     variants = [
-        chain.line_hash(GENESIS, **{**numbers, name: value + 100}, at=NOW, texts=texts)
-        for name, value in numbers.items()
+        line(numbers=[*numbers[:place], value + 100, *numbers[place + 1 :]])
+        for place, value in enumerate(numbers)
     ]
-    variants += [
-        chain.line_hash(GENESIS, **numbers, at=NOW, texts=(*texts[:place], "other", *texts[place + 1 :]))
-        for place in range(len(texts))
-    ]
-    variants.append(chain.line_hash(GENESIS, **numbers, at=NOW + timedelta(microseconds=1), texts=texts))
-    variants.append(chain.line_hash(original, **numbers, at=NOW, texts=texts))
-    variants.append(chain.line_hash(GENESIS, **numbers, at=NOW, texts=("txndebit", "", *texts[2:])))
+    variants += [line(texts=(*texts[:place], "other", *texts[place + 1 :])) for place in range(len(texts))]
+    variants += [line(amount=10), line(at=NOW + timedelta(microseconds=1)), line(previous=original)]
+    variants.append(line(texts=("txndebit", "", *texts[2:])))
 
     assert len({original, *variants}) == len(variants) + 1
 

@@ -1,7 +1,7 @@
 """A batch of operations, decided one after the other over what was loaded under the locks."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
@@ -211,7 +211,7 @@ class _Batch:
         after, outcome = refunds.refund(account, operation, spent, now, self._id_at(account))
         if spent is not None:
             left = self._known.spent[asked] = refunds.after(spent, outcome)
-            outcome = replace(outcome, refundable=left.refundable)
+            outcome = outcome._replace(refundable=left.refundable)
         return after, outcome
 
     def _group(self, group: Group) -> Grouped:
@@ -271,7 +271,7 @@ class _Batch:
                 raise usage.NotAuthorized(refusal, parts)
             raise refusal
         if (done := self._done.get(key)) is not None:
-            return replace(done, replayed=True)
+            return done._replace(replayed=True)
         return Repeat(record)
 
     def _refuse_second_reference(self, operation: Keyed) -> None:

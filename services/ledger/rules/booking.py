@@ -1,19 +1,18 @@
 """How lines are booked: numbered, chained, totalled, and every invariant asserted on the result."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import NamedTuple
 
 from services.ledger import errors
 from services.ledger.rules import chain, lots
-from services.ledger.rules.model import FROZEN, Account, Entry, Lot, Outcome, Transaction
+from services.ledger.rules.model import FROZEN, NOTHING, Account, Entry, Lot, Outcome, Transaction
 
 # The id of the next transaction.
 NewId = Callable[[], str]
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """A change of one lot, before it has a number."""
 
     kind: str
@@ -23,8 +22,7 @@ class Line:
     refunded_seq: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
+class Header(NamedTuple):
     """What a transaction says about itself, before it has lines."""
 
     id: str
@@ -37,47 +35,26 @@ class Header:
     reference_id: str = ""
     hold_id: str = ""
     refunded_transaction_id: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = NOTHING
     actor: str = ""
 
 
 def book(account: Account, header: Header, lines: list[Line], now: datetime) -> tuple[Account, Outcome]:
     """The account after these lines, and the outcome; the account given stays as it was."""
-    first_seq, head, entries, touched = account.seq + 1, account.chain_head, [], {}
-    posted, held = account.posted, account.held
-    texts = (header.id, header.kind, header.idempotency_key, header.reason, header.reference_id)
+    seq, head, posted, held = account.seq, account.chain_head, account.posted, account.held
+    words = chain.words(header.id, header.kind, header.idempotency_key, header.reason, header.reference_id)
+    entries, touched = [], {}
     after = account
-    for seq, line in enumerate(lines, start=first_seq):
-        posted += line.d_posted
-        held += line.d_held
-        before = lots.find(after, line.lot)
-        lot = touched[line.lot] = replace(
-            before, remaining=before.remaining + line.d_posted, held=before.held + line.d_held
-        )
-        numbers = {
-            "seq": seq,
-            "lot": line.lot,
-            "d_posted": line.d_posted,
-            "d_held": line.d_held,
-            "lot_posted_after": lot.remaining,
-            "lot_held_after": lot.held,
-            "account_posted_after": posted,
-            "account_held_after": held,
-        }
-        head = chain.line_hash(head, **numbers, at=now, amount=header.amount, texts=texts)
-        entries.append(
-            Entry(
-                transaction_id=header.id,
-                bucket=lot.bucket,
-                kind=line.kind,
-                at=now,
-                hash=head,
-                refunded_seq=line.refunded_seq,
-                **numbers,
-            )
-        )
+    for kind, number, d_posted, d_held, refunded_seq in lines:
+        seq, posted, held = seq + 1, posted + d_posted, held + d_held
+        before = lots.find(after, number)
+        lot = before._replace(remaining=before.remaining + d_posted, held=before.held + d_held)
+        touched[number] = lot
         after = lots.put(after, lot)
-    after = replace(after, seq=account.seq + len(lines), last_at=now, chain_head=head)
+        totals = (d_posted, d_held, lot.remaining, lot.held, posted, held)
+        head = chain.line_hash(head, seq, number, *totals, at=now, amount=header.amount, words=words)
+        entries.append(Entry(seq, header.id, number, lot.bucket, kind, *totals, now, head, refunded_seq))
+    after = after._replace(seq=seq, last_at=now, chain_head=head)
     _assert_sound(after, header, entries)
     transaction = _transaction(account.tenant_id, header, entries, now)
     return after, Outcome(transaction, tuple(entries), lots.totals(after, now), tuple(touched.values()))
@@ -108,7 +85,7 @@ def open_lot(
         created_at=now,
     )
     emptied = {**account.emptied, lot.lot: lot}
-    return replace(account, next_lot=account.next_lot + 1, emptied=emptied), lot
+    return account._replace(next_lot=account.next_lot + 1, emptied=emptied), lot
 
 
 def refuse_frozen(account: Account) -> None:
@@ -163,14 +140,16 @@ def _transaction(tenant_id: str, header: Header, entries: list[Entry], now: date
 
 def _assert_sound(account: Account, header: Header, entries: list[Entry]) -> None:
     """What must hold before every commit; a violation aborts the batch and is a bug."""
-    if sum(entry.d_posted for entry in entries) != header.amount:
+    if sum([entry.d_posted for entry in entries]) != header.amount:
         raise AssertionError(f"{header.id}: its lines do not add up to its amount")
-    if entries and (entries[-1].account_posted_after, entries[-1].account_held_after) != (
-        account.posted,
-        account.held,
-    ):
+    posted = held = 0
+    for lot in account.lots:
+        if not 0 <= lot.held <= lot.remaining:
+            raise AssertionError(f"{account.tenant_id}: a lot holds less than is held in it")
+        posted, held = posted + lot.remaining, held + lot.held
+    last = entries[-1] if entries else None
+    if last is not None and (last.account_posted_after, last.account_held_after) != (posted, held):
         raise AssertionError(f"{account.tenant_id}: lots and lines disagree")
-    if any(not 0 <= lot.held <= lot.remaining for lot in account.lots):
-        raise AssertionError(f"{account.tenant_id}: a lot holds less than is held in it")
-    if any(lot.remaining or lot.held for lot in account.emptied.values()):
-        raise AssertionError(f"{account.tenant_id}: an empty lot is not empty")
+    for lot in account.emptied.values():
+        if lot.remaining or lot.held:
+            raise AssertionError(f"{account.tenant_id}: an empty lot is not empty")

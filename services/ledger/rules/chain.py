@@ -15,9 +15,14 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
+def words(*texts: str) -> bytes:
+    """A transaction's id, kind, idempotency key, reason and reference, each behind its length."""
+    raws = [text.encode() for text in texts]
+    return b"".join([part for raw in raws for part in (len(raw).to_bytes(4, "big"), raw)])
+
+
 def line_hash(
     previous: bytes,
-    *,
     seq: int,
     lot: int,
     d_posted: int,
@@ -26,32 +31,23 @@ def line_hash(
     lot_held_after: int,
     account_posted_after: int,
     account_held_after: int,
+    *,
     at: datetime,
     amount: int,
-    texts: tuple[str, ...],
+    words: bytes,
 ) -> bytes:
-    """SHA-256 over the previous hash, the line's numbers and its transaction's words.
-
-    `texts`: transaction id, kind, idempotency key, reason and reference, each length-prefixed.
-    """
-    digest = hashlib.sha256(previous)
-    digest.update(
-        _NUMBERS.pack(
-            VERSION,
-            seq,
-            lot,
-            d_posted,
-            d_held,
-            lot_posted_after,
-            lot_held_after,
-            account_posted_after,
-            account_held_after,
-            (at - _EPOCH) // _MICROSECOND,
-            amount,
-        )
+    """SHA-256 over the previous hash, the line's numbers, its transaction's amount and `words`."""
+    numbers = _NUMBERS.pack(
+        VERSION,
+        seq,
+        lot,
+        d_posted,
+        d_held,
+        lot_posted_after,
+        lot_held_after,
+        account_posted_after,
+        account_held_after,
+        (at - _EPOCH) // _MICROSECOND,
+        amount,
     )
-    for text in texts:
-        raw = text.encode()
-        digest.update(len(raw).to_bytes(4, "big"))
-        digest.update(raw)
-    return digest.digest()
+    return hashlib.sha256(previous + numbers + words).digest()

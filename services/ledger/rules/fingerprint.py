@@ -17,7 +17,7 @@ _NOT_COMPARED = frozenset({"tenant_id", "idempotency_key", "dry_run", "request_i
 def of(operation: Keyed) -> bytes:
     """Eight bytes for each field, in the order of the class; the first say which kind of operation it was."""
     kind: type = type(operation)
-    parts = [_digest_of_text(kind.__name__)]
+    parts = [_digest(kind.__name__)]
     parts += [_digest(getattr(operation, name)) for name in _compared(kind)]
     return b"".join(parts)
 
@@ -41,17 +41,16 @@ def _compared(kind: type) -> tuple[str, ...]:
 
 
 def _digest(value: object) -> bytes:
-    if isinstance(value, str):
-        return _digest_of_text(value)
     if isinstance(value, dict):
         value = sorted(value.items())
     elif isinstance(value, datetime):
         value = value.timestamp()
     elif isinstance(value, timedelta):
         value = value.total_seconds()
-    return hashlib.blake2b(repr(value).encode(), digest_size=_WIDTH).digest()
+    return _hash(repr(value))
 
 
-@lru_cache(maxsize=4096)
-def _digest_of_text(text: str) -> bytes:
-    return hashlib.blake2b(repr(text).encode(), digest_size=_WIDTH).digest()
+# Most fields are empty, small numbers or one of few words.
+@lru_cache(maxsize=8192)
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=_WIDTH).digest()

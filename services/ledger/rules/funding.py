@@ -1,6 +1,5 @@
 """Creating credits: grants from facts, and the adjustments of people."""
 
-from dataclasses import replace
 from datetime import datetime
 
 from services.ledger import errors
@@ -81,7 +80,7 @@ def adjust(account: Account, asked: Adjust, now: datetime, new_id: NewId) -> tup
         reason=asked.description,
         request_id=asked.request_id,
     )
-    return account, replace(outcome, audit=audit)
+    return account, outcome._replace(audit=audit)
 
 
 def _refuse_past(expires_at: datetime | None, now: datetime) -> None:

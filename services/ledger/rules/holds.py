@@ -1,7 +1,6 @@
 """Credits set aside: placed, captured, voided, extended. A hold is resolved once; who comes second is told how."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
 
 from services.ledger import errors
@@ -134,7 +133,7 @@ def extend(account: Account, asked: ExtendHold, now: datetime, new_id: NewId) ->
     )
     account, outcome = book(account, header, [], now)
     expires_at = min(max(hold.expires_at, now + asked.ttl), hold.max_expires_at)
-    longer = replace(hold, expires_at=expires_at)
+    longer = hold._replace(expires_at=expires_at)
     return _pin(*_with_hold(account, outcome, longer), longer)
 
 
@@ -143,8 +142,8 @@ def close(
 ) -> tuple[Account, Outcome]:
     """The hold at its end: what was not captured is released."""
     hold = _spend(hold, spent)
-    legs = tuple(replace(leg, released=leg.released + leg.open) for leg in hold.legs)
-    ended = replace(hold, status=status, released=hold.released + hold.open, legs=legs)
+    legs = tuple(leg._replace(released=leg.released + leg.open) for leg in hold.legs)
+    ended = hold._replace(status=status, released=hold.released + hold.open, legs=legs)
     return _with_hold(account, outcome, ended)
 
 
@@ -154,9 +153,9 @@ def _pin(account: Account, outcome: Outcome, hold: Hold) -> tuple[Account, Outco
     for leg in hold.legs:
         lot = lots.find(account, leg.lot)
         if leg.open and (lot.pinned_until is None or lot.pinned_until < hold.expires_at):
-            touched[lot.lot] = replace(lot, pinned_until=hold.expires_at)
+            touched[lot.lot] = lot._replace(pinned_until=hold.expires_at)
             account = lots.put(account, touched[lot.lot])
-    return account, replace(outcome, touched=tuple(touched.values()))
+    return account, outcome._replace(touched=tuple(touched.values()))
 
 
 def _held(account: Account, hold_id: str) -> Hold:
@@ -187,11 +186,11 @@ def _spread(hold: Hold, credits: int) -> dict[int, int]:
 
 
 def _spend(hold: Hold, spent: Mapping[int, int]) -> Hold:
-    legs = tuple(replace(leg, captured=leg.captured + spent.get(leg.leg, 0)) for leg in hold.legs)
-    return replace(hold, captured=hold.captured + sum(spent.values()), legs=legs)
+    legs = tuple(leg._replace(captured=leg.captured + spent.get(leg.leg, 0)) for leg in hold.legs)
+    return hold._replace(captured=hold.captured + sum(spent.values()), legs=legs)
 
 
 def _with_hold(account: Account, outcome: Outcome, hold: Hold) -> tuple[Account, Outcome]:
     if hold.captured + hold.released + sum(leg.open for leg in hold.legs) != hold.reserved:
         raise AssertionError(f"{hold.id}: captured, released and open do not add up to what was reserved")
-    return replace(account, holds={**account.holds, hold.id: hold}), replace(outcome, hold=hold)
+    return account._replace(holds={**account.holds, hold.id: hold}), outcome._replace(hold=hold)

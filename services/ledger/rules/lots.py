@@ -1,7 +1,6 @@
 """Which lots are spent, in which order, and what a tenant has."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from datetime import UTC, datetime
 
 from services.ledger.rules.model import PERMANENT, SUBSCRIPTION, Account, BucketTotals, Lot, Totals
@@ -45,45 +44,48 @@ def put(account: Account, after: Lot) -> Account:
     """The account with one of its lots changed; what is empty is out of the order, what is filled back in it."""
     if after.remaining == 0:
         rest = tuple(lot for lot in account.lots if lot.lot != after.lot)
-        return replace(account, lots=rest, emptied={**account.emptied, after.lot: after})
+        return account._replace(lots=rest, emptied={**account.emptied, after.lot: after})
     if after.lot in account.emptied:
         emptied = {number: lot for number, lot in account.emptied.items() if number != after.lot}
-        return replace(account, lots=in_burn_order((*account.lots, after)), emptied=emptied)
-    return replace(account, lots=tuple(after if lot.lot == after.lot else lot for lot in account.lots))
+        return account._replace(lots=in_burn_order((*account.lots, after)), emptied=emptied)
+    return account._replace(lots=tuple([after if lot.lot == after.lot else lot for lot in account.lots]))
 
 
 def due(account: Account, now: datetime) -> list[Lot]:
     """Lots whose end has come and that still hold something free, in the order of their ends."""
-    ended = [lot for lot in account.lots if not lot.live(now) and lot.free]
-    return sorted(ended, key=lambda lot: (lot.expires_at or _NEVER, lot.lot))
+    ended = [
+        lot
+        for lot in account.lots
+        if lot.expires_at is not None and lot.expires_at <= now and lot.remaining > lot.held
+    ]
+    return sorted(ended, key=lambda lot: (lot.expires_at or _NEVER, lot.lot)) if ended else ended
 
 
 def totals(account: Account, now: datetime) -> Totals:
     """What the tenant has at `now`; due lots count as expired whether settled or not."""
-    alive = [lot for lot in account.lots if lot.live(now)]
-    pinned = [lot for lot in account.lots if not lot.live(now) and lot.held]
-    buckets = []
-    for bucket in (SUBSCRIPTION, PERMANENT):
-        own = [lot for lot in alive if lot.bucket == bucket]
-        held_past_end = sum(lot.held for lot in pinned if lot.bucket == bucket)
-        buckets.append(
-            BucketTotals(
-                bucket=bucket,
-                credits=sum(lot.remaining for lot in own) + held_past_end,
-                held=sum(lot.held for lot in own) + held_past_end,
-                next_expires_at=_first_expiry(own),
-            )
-        )
+    subscription = permanent = held_subscription = held_permanent = available = 0
+    first_end = None  # permanent lots have no end
+    for lot in account.lots:
+        live = lot.expires_at is None or now < lot.expires_at
+        # Of a lot that has ended only what a hold has pinned is left.
+        credits = lot.remaining if live else lot.held
+        if lot.bucket == SUBSCRIPTION:
+            subscription, held_subscription = subscription + credits, held_subscription + lot.held
+        else:
+            permanent, held_permanent = permanent + credits, held_permanent + lot.held
+        if live:
+            available += lot.remaining - lot.held
+            if lot.expires_at is not None and (first_end is None or lot.expires_at < first_end):
+                first_end = lot.expires_at
     return Totals(
-        available=sum(lot.free for lot in alive),
-        held=sum(bucket.held for bucket in buckets),
-        posted=sum(bucket.credits for bucket in buckets),
-        buckets=tuple(buckets),
-        next_expires_at=_first_expiry(alive),
-        as_of_seq=account.seq,
-        as_of=now,
+        available,
+        held_subscription + held_permanent,
+        subscription + permanent,
+        (
+            BucketTotals(SUBSCRIPTION, subscription, held_subscription, first_end),
+            BucketTotals(PERMANENT, permanent, held_permanent, None),
+        ),
+        first_end,
+        account.seq,
+        now,
     )
-
-
-def _first_expiry(lots: Iterable[Lot]) -> datetime | None:
-    return min((lot.expires_at for lot in lots if lot.expires_at is not None), default=None)

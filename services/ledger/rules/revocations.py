@@ -4,7 +4,6 @@ A revocation takes the lot's free remainder now. What is held, or comes back by 
 until then that is its claim on the lot.
 """
 
-from dataclasses import replace
 from datetime import datetime
 
 from services.ledger import errors
@@ -50,7 +49,7 @@ def revoke(
         created_at=now,
     )
     account, outcome = _with_claim(account, outcome, revocation, rest)
-    return account, replace(outcome, revoked=Revoked(taken, claimed, rest - claimed))
+    return account, outcome._replace(revoked=Revoked(taken, claimed, rest - claimed))
 
 
 def restore(account: Account, asked: Restore, now: datetime, new_id: NewId) -> tuple[Account, Outcome]:
@@ -81,7 +80,7 @@ def restore(account: Account, asked: Restore, now: datetime, new_id: NewId) -> t
     account, back = _home_of(account, lot, revocation.taken, header.id, now)
     lines = [Line("restore", back.lot, revocation.taken)] if revocation.taken else []
     account, outcome = book(account, header, lines, now)
-    ended = replace(revocation, claimed=0, restored_transaction_id=header.id)
+    ended = revocation._replace(claimed=0, restored_transaction_id=header.id)
     return _with_claim(account, outcome, ended, -revocation.claimed)
 
 
@@ -106,7 +105,7 @@ def take_claims(
             reference_id=f"{revocation.reference_id}:{transaction_id}",
         )
         account, outcome = book(account, header, [Line("revoke", number, -taken)], now)
-        smaller = replace(revocation, taken=revocation.taken + taken, claimed=revocation.claimed - taken)
+        smaller = revocation._replace(taken=revocation.taken + taken, claimed=revocation.claimed - taken)
         account, outcome = _with_claim(account, outcome, smaller, -taken)
         booked.append(outcome)
     return account
@@ -133,8 +132,8 @@ def _with_claim(
     account: Account, outcome: Outcome, revocation: Revocation, d_claimed: int
 ) -> tuple[Account, Outcome]:
     before = lots.find(account, revocation.lot)
-    lot = replace(before, claimed=before.claimed + d_claimed)
+    lot = before._replace(claimed=before.claimed + d_claimed)
     touched = (*(each for each in outcome.touched if each.lot != lot.lot), lot)
     account = lots.put(account, lot)
-    account = replace(account, revocations={**account.revocations, revocation.reference_id: revocation})
-    return account, replace(outcome, touched=touched, revocations=(revocation,))
+    account = account._replace(revocations={**account.revocations, revocation.reference_id: revocation})
+    return account, outcome._replace(touched=touched, revocations=(revocation,))

@@ -19,8 +19,10 @@ def settle(account: Account, now: datetime, new_id: NewId) -> tuple[Account, lis
     if account.state == FROZEN:
         return account, []
     booked: list[Outcome] = []
-    for lot in [lot for lot in account.lots if lot.claimed and lot.free]:
-        account = take_claims(account, lot.lot, now, new_id, booked)
+    if any(lot.claimed for lot in account.lots):
+        for lot in account.lots:
+            if lot.claimed and lot.free:
+                account = take_claims(account, lot.lot, now, new_id, booked)
     for _, lot_number, hold_id in _ends(account, now):
         if hold_id:
             account = _lapse(account, account.holds[hold_id], now, new_id, booked)

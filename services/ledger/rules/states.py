@@ -1,6 +1,5 @@
 """Freezing an account and ending it: reads, repeats and limits go on, credits stand still."""
 
-from dataclasses import replace
 from datetime import datetime
 
 from services.ledger.rules import lots
@@ -11,7 +10,7 @@ from services.ledger.rules.requests import Freeze, Unfreeze
 def freeze(account: Account, asked: Freeze, now: datetime) -> tuple[Account, Noted]:
     """Frozen from now on, or still since the first freeze; the reason given last is what callers see."""
     frozen_at = account.frozen_at or now
-    after = replace(account, state=FROZEN, frozen_reason=asked.reason, frozen_at=frozen_at, last_at=now)
+    after = account._replace(state=FROZEN, frozen_reason=asked.reason, frozen_at=frozen_at, last_at=now)
     return after, Noted(
         lots.totals(after, now), frozen_at=frozen_at, audit=_audit("freeze_account", account, after, asked)
     )
@@ -19,7 +18,7 @@ def freeze(account: Account, asked: Freeze, now: datetime) -> tuple[Account, Not
 
 def unfreeze(account: Account, asked: Unfreeze, now: datetime) -> tuple[Account, Noted]:
     """Active again."""
-    after = replace(account, state=ACTIVE, frozen_reason="", frozen_at=None, last_at=now)
+    after = account._replace(state=ACTIVE, frozen_reason="", frozen_at=None, last_at=now)
     return after, Noted(lots.totals(after, now), audit=_audit("unfreeze_account", account, after, asked))
 
 

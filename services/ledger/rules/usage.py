@@ -1,7 +1,7 @@
 """Counting usage, and one decision over limits and credits together."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 from services.ledger.rules import holds, limits, lots, spending
@@ -67,7 +67,7 @@ def authorize(
     except FailedPrecondition as refusal:
         before = tuple(limits.decide(states[key], amount, now) for key, amount in asked.limits)
         raise NotAuthorized(refusal, Parts(before, lots.totals(account, now))) from None
-    return after, replace(outcome, limits=counted.decisions, counted=counted.changed)
+    return after, outcome._replace(limits=counted.decisions, counted=counted.changed)
 
 
 def _noted(account: Account, counted: Counted, now: datetime) -> Noted:

@@ -83,6 +83,7 @@ class LotRow(NamedTuple):
     held: int
     claimed: int
     expires_at: datetime | None
+    pinned_until: datetime | None  # the latest end of any hold on it
     grant_transaction_id: str
     # What revocations say of it.
     open_claims: int
@@ -113,6 +114,7 @@ class Standing:
     subscription_balance: int
     permanent_balance: int
     held: int
+    subscription_expires_at: datetime | None
     lots: Sequence[LotRow]
     holds: Sequence[HoldRow]
     open_legs: dict[int, int]  # by lot
@@ -183,6 +185,17 @@ def follow(head: bytes, lines: Iterable[Line]) -> tuple[bytes, list[int]]:
             wrong.append(line.seq)
         head = line.hash
     return head, wrong
+
+
+def _last_moment(lot: LotRow) -> datetime | None:
+    """Until when any of it can be spent or captured."""
+    if lot.held and lot.expires_at is not None and lot.pinned_until is not None:
+        return max(lot.expires_at, lot.pinned_until)
+    return lot.expires_at
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()
 
 
 class Verifier:
@@ -452,6 +465,15 @@ class Verifier:
         for name, (stored, expected) in mirrors.items():
             if stored != expected:
                 self._add("mirror_mismatch", mirror=name, stored=stored, expected=expected)
+        ends = [_last_moment(row) for row in standing.lots if row.bucket == "subscription" and row.remaining]
+        expires_at = max((end for end in ends if end is not None), default=None)
+        if standing.subscription_expires_at != expires_at:
+            self._add(
+                "mirror_mismatch",
+                mirror="subscription_expires_at",
+                stored=_iso(standing.subscription_expires_at),
+                expected=_iso(expires_at),
+            )
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ for. Arrays keep the number of statements the same for a batch of one and of two
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -301,8 +301,7 @@ class _Found:
 
     def accounts(self) -> dict[str, Account]:
         return {
-            tenant_id: replace(
-                account_of(row, self._lots[tenant_id].values()),
+            tenant_id: account_of(row, self._lots[tenant_id].values())._replace(
                 holds=self._holds.get(tenant_id, {}),
                 revocations=self._revocations.get(tenant_id, {}),
             )

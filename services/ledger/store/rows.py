@@ -1,7 +1,6 @@
 """Rows to the rules' values, column by column in the order of the statements' lists."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from services.ledger.rules import lots
@@ -65,7 +64,7 @@ def entry_of(row: Sequence[Any]) -> Entry:
 def hold_of(row: Sequence[Any]) -> Hold:
     """A row of `credit_holds` and the array of its legs."""
     *columns, legs = row
-    return replace(Hold(*columns), legs=tuple(Leg(*leg) for leg in legs))
+    return Hold._make([*columns, tuple(Leg(*leg) for leg in legs)])
 
 
 def revocation_of(row: Sequence[Any]) -> Revocation:
