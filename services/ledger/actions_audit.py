@@ -27,7 +27,7 @@ from shared.database import transaction
 
 TENANTS_PAGE = 500
 # Lines that are checked at a time: their hashes are recomputed between two turns of the event loop.
-LINES_PAGE = 2000
+LINES_PAGE = 500
 AGAIN_TENANTS = 200
 AGAIN_LINES = 200_000
 OVERDUE_AFTER = timedelta(hours=1)
@@ -102,7 +102,8 @@ async def audit_integrity(ledger: Ledger, *, dry_run: bool, time_left_seconds: f
         overdue = await mirrors.list_overdue(
             db, offset=clock.offset(), grace=OVERDUE_AFTER, page=FINDINGS_PAGE
         )
-    await run.keep(overdue)
+        missing = await mirrors.list_missing(db, page=FINDINGS_PAGE)
+    await run.keep(overdue + missing)
     await _read_again(run)
     await _conclude(run)
     _log.info(
@@ -254,7 +255,7 @@ async def _walk_transactions(run: _Run) -> bool:
     async with engine.connect() as db:
         _, until = await progress.find_walk(db, "transactions")
         since, present = await progress.find_span(db, until)
-    step = timedelta(hours=1)
+    step = timedelta(minutes=10)
     since -= OVERLAP
     while run.has_time:
         ends = since + step if since + step < present else _FAR

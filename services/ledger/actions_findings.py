@@ -18,7 +18,7 @@ from shared.database import transaction
 from shared.errors import InvalidArgument
 
 # Lines are hashed between two turns of the event loop: few enough that no other call waits for it.
-LINES_PAGE = 1000
+LINES_PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,10 @@ TAMPERED = {
         "UPDATE tenant_credits SET permanent_balance = 1 WHERE tenant_id = %s",
         "mirror_mismatch",
     ),
+    "expiry of the subscription's balance": (
+        "UPDATE tenant_credits SET subscription_expires_at = now() WHERE tenant_id = %s",
+        "mirror_mismatch",
+    ),
     "held": ("UPDATE tenant_credits SET held = 3 WHERE tenant_id = %s", "mirror_mismatch"),
     "seq": ("UPDATE tenant_credits SET seq = seq + 1 WHERE tenant_id = %s", "sequence_gap"),
     "chain head": (
@@ -222,6 +226,7 @@ STOPS_NOTHING = {"balance_mismatch", "mirror_mismatch", "ledger_sum_mismatch", "
 FREEZES_NOTHING = {
     "balance",
     "subscription balance",
+    "expiry of the subscription's balance",
     "held",
     "transaction that no operation wrote",
     "the same, dated back",

@@ -204,6 +204,16 @@ async def test_a_run_that_has_no_time_is_taken_up_by_the_next(
     assert (await run(ledger)).finished
 
 
+async def test_an_account_that_is_gone_is_missed(ledger: RunningLedger, hand: Hand, tenant: str) -> None:
+    await a_history(ledger, tenant)
+    await run(ledger)
+    hand.run("DELETE FROM tenant_credits WHERE tenant_id = %s", tenant)
+
+    await run(ledger)
+
+    assert hand.findings(tenant)["account_missing"]["observed"] == {"checked_seq": 5}
+
+
 async def test_two_runs_at_once_open_one_finding(ledger: RunningLedger, hand: Hand, tenant: str) -> None:
     await a_history(ledger, tenant)
     hand.run("UPDATE credit_buckets SET remaining = 99 WHERE tenant_id = %s AND lot = 1", tenant)

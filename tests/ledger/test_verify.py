@@ -53,8 +53,9 @@ async def test_two_ways_to_write_the_layout_down_agree(ledger: RunningLedger, te
         header = line.header
         assert header is not None
         texts = (header.id, header.kind, header.idempotency_key, header.reason, header.reference_id)
-        numbers = {name: getattr(line, name) for name in NUMBERS}
-        written = chain.line_hash(head, **numbers, at=line.at, amount=header.amount, texts=texts)
+        numbers = [getattr(line, name) for name in NUMBERS]
+        words = chain.words(*texts)
+        written = chain.line_hash(head, *numbers, at=line.at, amount=header.amount, words=words)
         assert verify.line_hash(head, line, header) == written == line.hash
         head = line.hash
 

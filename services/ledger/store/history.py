@@ -8,8 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.ledger.rules.verify import Header, HoldRow, Line, LotRow, Standing
 
 ACCOUNT = """
-SELECT a.seq, a.chain_head, a.balance, a.subscription_balance, a.permanent_balance, a.held, s.checked_seq,
-       s.checked_head
+SELECT a.seq, a.chain_head, a.balance, a.subscription_balance, a.permanent_balance, a.held,
+       a.subscription_expires_at, s.checked_seq, s.checked_head
 FROM tenant_credits a LEFT JOIN audit_state s ON s.tenant_id = a.tenant_id WHERE a.tenant_id = :tenant_id"""
 
 TENANTS = "SELECT tenant_id FROM tenant_credits WHERE tenant_id > :after ORDER BY tenant_id LIMIT :page"
@@ -27,7 +27,7 @@ LEFT JOIN LATERAL (
 ORDER BY e.seq"""
 
 LOTS = """
-SELECT b.lot, b.bucket, b.granted, b.remaining, b.held, b.claimed, b.expires_at, b.grant_transaction_id,
+SELECT b.lot, b.bucket, b.granted, b.remaining, b.held, b.claimed, b.expires_at, b.pinned_until, b.grant_transaction_id,
        COALESCE(r.claimed, 0), COALESCE(r.taken, 0)
 FROM credit_buckets b
 LEFT JOIN (
@@ -81,7 +81,7 @@ async def find_checked(db: AsyncConnection, tenant_id: str) -> tuple[bool, tuple
     row = (await db.execute(text(ACCOUNT), {"tenant_id": tenant_id})).first()
     if row is None:
         return False, None
-    return True, None if row[6] is None else (row[6], row[7])
+    return True, None if row.checked_seq is None else (row.checked_seq, row.checked_head)
 
 
 async def list_lines(db: AsyncConnection, tenant_id: str, *, after: int, page: int) -> list[Line]:
@@ -119,6 +119,7 @@ async def find_standing(db: AsyncConnection, tenant_id: str, *, booked: int) -> 
         subscription_balance=account.subscription_balance,
         permanent_balance=account.permanent_balance,
         held=account.held,
+        subscription_expires_at=account.subscription_expires_at,
         lots=await _lots(db, tenant_id),
         holds=[HoldRow(*row) for row in await db.execute(text(HOLDS), asked)],
         open_legs={row[0]: row[1] for row in await db.execute(text(OPEN_LEGS), asked)},

@@ -16,6 +16,8 @@ async def snapshot(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     async with engine.connect() as db:
         await db.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         async with db.begin():
+            # A sum over one tenant's whole history may take longer than any caller's statement should.
+            await db.execute(text("SET LOCAL statement_timeout = '60s'"))
             yield db
 
 

@@ -70,6 +70,12 @@ SELECT tenant_id, 'chain_mismatch', jsonb_build_object(
 FROM standing
 WHERE (line_seq = seq AND line_hash <> chain_head) OR (seq = checked_seq AND chain_head <> checked_head)"""
 
+# An account that was there when its lines were checked.
+MISSING = """
+SELECT s.tenant_id, 'account_missing', jsonb_build_object('checked_seq', s.checked_seq)
+FROM audit_state s LEFT JOIN tenant_credits a ON a.tenant_id = s.tenant_id
+WHERE a.tenant_id IS NULL ORDER BY s.tenant_id LIMIT :page"""
+
 CHANGED = """
 SELECT a.tenant_id, a.seq, a.chain_head, s.checked_seq, s.checked_head, s.checked_posted, s.checked_held, s.checked_at
 FROM tenant_credits a LEFT JOIN audit_state s ON s.tenant_id = a.tenant_id
@@ -132,6 +138,11 @@ async def list_changed(db: AsyncConnection, tenants: list[str], start: Point) ->
         Reading(row[0], start if row[3] is None else Point(*row[3:]), until=row[1], head=row[2])
         for row in result
     ]
+
+
+async def list_missing(db: AsyncConnection, *, page: int) -> list[Found]:
+    """Tenants whose account is gone."""
+    return await run(db, [MISSING], {"page": page})
 
 
 async def list_overdue(db: AsyncConnection, *, offset: timedelta, grace: timedelta, page: int) -> list[Found]:
