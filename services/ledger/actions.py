@@ -332,10 +332,16 @@ def _refuse_other_tenants(debits: Sequence[tuple[Debit, str]], group: list[int])
 
 
 def _view(account: Account, at: datetime) -> BalanceView:
-    # What a hold that is due sets free is taken at once by a revocation that claims it.
-    own = tuple(lot._replace(remaining=lot.remaining - min(lot.free, lot.claimed)) for lot in account.lots)
-    alive = tuple(lot for lot in own if lot.remaining and (lot.live(at) or lot.held))
+    own = [_left_of(lot, at) for lot in account.lots]
+    alive = tuple(lot for lot in own if lot.remaining)
     return BalanceView(lots.totals(account._replace(lots=alive), at), alive)
+
+
+def _left_of(lot: Lot, at: datetime) -> Lot:
+    """The lot without what time and revocations have taken, booked or not."""
+    if not lot.live(at):
+        return lot._replace(remaining=lot.held)
+    return lot._replace(remaining=lot.remaining - min(lot.free, lot.claimed))
 
 
 async def _require_tenant(db: AsyncConnection, tenant_id: str) -> None:

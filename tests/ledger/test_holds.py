@@ -259,3 +259,18 @@ async def test_thousands_of_holds_may_lapse_at_once(
     answer = await ledger.service.Debit(a_debit(tenant, 5000), timeout=60)
 
     assert (answer.balance.available, answer.balance.held) == (0, 0)
+
+
+async def test_a_hold_whose_first_lot_is_spent_can_still_be_extended(
+    ledger: RunningLedger, tenant: str
+) -> None:
+    await ledger.funding.GrantCredits(a_grant(tenant, 3, expires_at=in_days(5)))
+    await ledger.funding.GrantCredits(a_grant(tenant, 10))
+    hold = await place(ledger, tenant, 8)
+    await ledger.service.CaptureHold(a_capture(tenant, hold, 3, more_follows=True))
+
+    await ledger.service.ExtendHold(an_extension(tenant, hold, 7200))
+    ended = await ledger.service.VoidHold(a_void(tenant, hold))
+
+    assert (ended.hold.captured, ended.hold.released) == (3, 5)
+    assert await balance(ledger, tenant) == (10, 0, 10)

@@ -280,3 +280,17 @@ async def test_a_frozen_account_keeps_its_credits_still(
         "SELECT action FROM billing_audit_log WHERE tenant_id = %s ORDER BY created_at, id", tenant
     )
     assert [row["action"] for row in rows] == ["freeze_account", "unfreeze_account"]
+
+
+async def test_the_balance_answered_knows_what_a_claim_takes_at_once(
+    ledger: RunningLedger, tenant: str
+) -> None:
+    await ledger.funding.GrantCredits(a_grant(tenant, 20, reference_id="pay_E"))
+    debited = await ledger.service.Debit(a_debit(tenant, 20))
+    await ledger.funding.RevokeGrant(a_revocation(tenant, "pay_E", 15))
+
+    answer = await ledger.service.RefundDebit(a_refund(tenant, debited.transaction.id))
+
+    assert answer.transaction.amount == 20
+    assert answer.balance.available == 5 == await available(ledger, tenant)
+    assert answer.balance.as_of_seq == answer.transaction.last_seq + 1

@@ -140,10 +140,12 @@ class _Batch:
     def _settle(self, tenant_id: str) -> None:
         account = self._account(tenant_id)
         after, booked = settling.settle(account, self._moment(account), self._id_at(account))
-        if not booked:
-            return
-        self._decided.after[tenant_id] = after
-        self._settled[tenant_id].extend(booked)
+        if booked:
+            self._take_over(after, booked)
+
+    def _take_over(self, after: Account, booked: list[Outcome]) -> None:
+        self._decided.after[after.tenant_id] = after
+        self._settled[after.tenant_id] += booked
         for outcome in booked:
             self._keep(_record(outcome, b"", outcome.transaction.kind), outcome)
 
@@ -164,11 +166,13 @@ class _Batch:
             if operation.remembers and not dry_run:
                 self._remember(operation, refusal, now, None)
             raise
-        if dry_run:
-            return outcome
-        self._decided.after[operation.tenant_id] = after
-        self._note(operation, outcome, now)
-        self._settle(operation.tenant_id)
+        # What returns to a lot that has ended, or is claimed, is gone again at once: the balance answered says so.
+        after, booked = settling.settle(after, self._moment(after), self._id_at(after))
+        if booked:
+            outcome = outcome._replace(totals=booked[-1].totals)
+        if not dry_run:
+            self._note(operation, outcome, now)
+            self._take_over(after, booked)
         return outcome
 
     def _apply(self, account: Account, operation: Keyed, now: datetime) -> tuple[Account, Outcome | Noted]:

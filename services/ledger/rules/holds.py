@@ -151,8 +151,10 @@ def _pin(account: Account, outcome: Outcome, hold: Hold) -> tuple[Account, Outco
     """Keeps with each lot until when this hold can capture it."""
     touched = {lot.lot: lot for lot in outcome.touched}
     for leg in hold.legs:
+        if not leg.open:
+            continue  # its lot may be empty by now, and then it was not loaded
         lot = lots.find(account, leg.lot)
-        if leg.open and (lot.pinned_until is None or lot.pinned_until < hold.expires_at):
+        if lot.pinned_until is None or lot.pinned_until < hold.expires_at:
             touched[lot.lot] = lot._replace(pinned_until=hold.expires_at)
             account = lots.put(account, touched[lot.lot])
     return account, outcome._replace(touched=tuple(touched.values()))
