@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 
@@ -13,6 +13,8 @@ from bench.figures import Rate, Ratio, ratio
 from bench.rounds import HOT, Plan
 from bench.world import Child, World
 
+EMPTY, FEW = "empty", "64 tenants, empty"
+YOUNG = [f"young-{number}" for number in range(64)]
 DEBITS = 300
 CALLERS = 64
 # Past PostgreSQL's pause between two reports of a session's counters.
@@ -84,28 +86,31 @@ class Growth:
         self.rates: dict[str, Rate] = {}
 
     def run(self, load: Child) -> list[Ratio]:
+        history, tenants = f"{self._plan.history:,} transactions", f"{self._plan.tenants:,} tenants"
         with contextlib.ExitStack() as stack:
+            young = self._site(stack, load, EMPTY, "", 0)
+            few = replace(young, name=FEW, tenants=YOUNG)
             sites = [
-                self._site(stack, load, "empty", "", 0),
-                self._site(stack, load, f"{self._plan.history:,} transactions", HISTORY, self._plan.history),
-                self._site(stack, load, f"{self._plan.tenants:,} tenants", TENANTS, self._plan.tenants),
+                young,
+                self._site(stack, load, history, HISTORY, self._plan.history),
+                few,
+                self._site(stack, load, tenants, TENANTS, self._plan.tenants),
             ]
             for _ in range(3):
                 for site in sites:
                     self._measure(load, site)
         found = []
-        for what in ("pages touched", "rows read"):
-            for site in sites[1:]:
+        for name, base in ((history, EMPTY), (tenants, FEW)):
+            for what in ("pages touched", "rows read"):
                 for how in ("alone", "64 callers"):
-                    above, below = (self.rates[f"{each.name}: {what}, {how}"] for each in (site, sites[0]))
-                    name = f"{site.name} ÷ empty: {what}, {how}"
-                    found.append(ratio(name, above, below, 1.1, at_least=False))
+                    above, below = (self.rates[f"{each}: {what}, {how}"] for each in (name, base))
+                    found.append(ratio(f"{name} ÷ {base}: {what}, {how}", above, below, 1.1, at_least=False))
         return found
 
     def _site(self, stack: contextlib.ExitStack, load: Child, name: str, fill: str, count: int) -> Site:
         database = self._world.database(f"bench_growth_{count}_{name.split()[-1]}")
         address = stack.enter_context(self._world.ledger(database))
-        load.ask(do="provision", address=address, key=self._world.room_key, tenants=HOT)
+        load.ask(do="provision", address=address, key=self._world.room_key, tenants=[*HOT, *YOUNG])
         began_at = time.monotonic()
         with psycopg.connect(self._world.admin_url(database), autocommit=True) as db:
             for statement in filter(str.strip, fill.split(";\n")):
@@ -113,7 +118,7 @@ class Growth:
         self._say(f"{name}: filled in {time.monotonic() - began_at:.0f} s")
         crowd = [f"crowd-{number}" for number in range(1, count + 1)] if fill is TENANTS else HOT
         site = Site(name, database, address, crowd)
-        self._debit(load, site, "alone")
+        self._debit(load, site, "64 callers")
         # What autovacuum does within a minute; plans are made anew after it.
         with psycopg.connect(self._world.admin_url(database), autocommit=True) as db:
             db.execute("VACUUM (FREEZE, ANALYZE)")

@@ -68,12 +68,13 @@ class Rounds:
                         f"{crowd}: {method}", opponent.ask(method=method, tenants=tenants, **self._window)
                     )
                 self._unary(load, crowd, tenants, ledger)
+                order = {"do": "closed", "method": "Debit", "tenants": tenants, "address": echo}
+                answer = load.ask(**order, key=self._world.gateway_key, **self._window)
+                self._note("echo", answer, unit="calls/s")
+                self._limits(load, crowd, tenants, ledger)
+                # What they leave the database to do meets the other crowd's first opponent, not the echo.
                 for items in BATCHES:
                     self._batches(load, crowd, tenants, ledger, items)
-                self._limits(load, crowd, tenants, ledger)
-            order = {"do": "closed", "method": "Debit", "tenants": MANY, "address": echo}
-            answer = load.ask(**order, key=self._world.gateway_key, **self._window)
-            self._note("echo", answer, unit="calls/s")
             self._say(f"round {number} of {self._plan.rounds} is done")
         return self._ratios()
 
