@@ -14,6 +14,8 @@ from google.protobuf.message import Message
 
 from shared.errors import Aborted, BillingError, DeadlineExceeded, ResourceExhausted, Unavailable
 
+# Refused by what stands beside it in its batch: nothing of it is kept.
+NOT_REMEMBERED = {"GROUP_ABORTED"}
 # What a repeated refusal says beyond the first one.
 OF_REPEATS = ("replayed", "decided_at")
 _UNKNOWN_CODES = {grpc.StatusCode.UNAVAILABLE.value[0], grpc.StatusCode.DEADLINE_EXCEEDED.value[0]}
@@ -44,6 +46,10 @@ class Answer:
     @property
     def is_definite(self) -> bool:
         return self.told in (Told.OK, Told.REFUSED)
+
+    @property
+    def leaves_a_record(self) -> bool:
+        return self.is_definite and self.reason not in NOT_REMEMBERED
 
     @property
     def replayed(self) -> bool:
@@ -88,12 +94,6 @@ class Call:
         if isinstance(self.request, pb.BatchDebitRequest):
             return [item.debit.idempotency_key for item in self.request.items]
         return [self.request.idempotency_key]
-
-    @property
-    def tenant_id(self) -> str:
-        if isinstance(self.request, pb.BatchDebitRequest):
-            return self.request.items[0].debit.tenant_id
-        return str(self.request.tenant_id)
 
     @property
     def is_settled(self) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from billing.ledger.v1 import ledger_funding_pb2_grpc, ledger_pb2_grpc
+from billing.ledger.v1 import ledger_admin_pb2_grpc, ledger_funding_pb2_grpc, ledger_pb2_grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import SecretStr
@@ -43,15 +43,16 @@ SECRETS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Client:
-    """A caller of one ledger, with the keys of a product and of a room."""
+    """A caller of one ledger, with the keys of a product, of a room and of an operator."""
 
     service: ledger_pb2_grpc.LedgerServiceStub
     funding: ledger_funding_pb2_grpc.LedgerFundingServiceStub
+    admin: ledger_admin_pb2_grpc.LedgerAdminServiceStub
 
     def send(self, rpc: str, *, timeout: float) -> Send:
         """How a request of this RPC is sent."""
-        door: Any = self.service if hasattr(self.service, rpc) else self.funding
-        method = getattr(door, rpc)
+        doors: tuple[Any, ...] = (self.service, self.funding, self.admin)
+        method = next(getattr(door, rpc) for door in doors if hasattr(door, rpc))
 
         async def send(request: Message) -> Any:
             return await method(request, timeout=timeout)
@@ -64,10 +65,12 @@ async def client_of(address: str) -> AsyncIterator[Client]:
     async with (
         open_channel(address, SecretStr(SECRETS["gateway_secret"])) as product,
         open_channel(address, SecretStr(SECRETS["room_secret"])) as room,
+        open_channel(address, SecretStr(SECRETS["operator_secret"])) as operator,
     ):
         yield Client(
             ledger_pb2_grpc.LedgerServiceStub(product),
             ledger_funding_pb2_grpc.LedgerFundingServiceStub(room),
+            ledger_admin_pb2_grpc.LedgerAdminServiceStub(operator),
         )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
@@ -66,3 +68,25 @@ async def test_connections_cut_at_commit_and_everybody_is_told_the_truth(
     assert writers.journal.count(Told.OK) > 100
     assert writers.journal.count(Told.REFUSED) > 10
     assert writers.journal.count(Told.UNKNOWN) > 0
+
+
+def one_of(kinds: Sequence[Cut], share: float, rng: random.Random) -> Cut | None:
+    return rng.choice(kinds) if rng.random() < share else None
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(soaking.SECONDS + 300)
+async def test_cuts_of_every_kind_for_minutes(database: Database, tenant: str) -> None:
+    rng = random.Random(soaking.any_seed())
+    ends_at, rounds = time.monotonic() + soaking.SECONDS, 0
+    kinds = (Cut.BEFORE, Cut.AFTER, Cut.AROUND)
+    while time.monotonic() < ends_at:
+        rounds += 1
+        seed, share = rng.randrange(10**9), rng.uniform(0.05, 0.8)
+        async with writers_over_a_proxy(database, f"{tenant}_{rounds}", seed) as (writers, proxy):
+            async with writers.working():
+                proxy.plan = partial(one_of, kinds, share, rng)
+                await until_cut(proxy, 100)
+            print(writers.journal.summary(), f"{proxy.commits} commits, {dict(proxy.cuts)}")
+            await verify(writers, database.url("billing_operator"))
+    print(f"{rounds} rounds of 100 cuts")

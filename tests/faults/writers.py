@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from tests.faults.journal import Call, Journal, Send, Told
 from tests.faults.ledgers import Client
-from tests.faults.operations import World, a_grant
+from tests.faults.operations import World, a_grant, entitlements
 
 OPENING_CREDITS = 400
 PATIENT_SECONDS = 8.0
@@ -33,6 +33,7 @@ class Writers:
     async def open_accounts(self) -> None:
         """While nothing is harmed yet."""
         for number, tenant in enumerate(self.world.tenants):
+            await self.clients[0].funding.SetEntitlements(entitlements(tenant))
             call = Call("opening", "GrantCredits", a_grant(tenant, f"opening-{number}", OPENING_CREDITS))
             await settle(self.journal.add(call), self.clients[0])
 
@@ -60,7 +61,7 @@ class Writers:
             answers = await call.ask(self._manner(call, client, rng))
             call.tell(answers)
             for answer in answers.values():
-                self.world.learn(call, answer)
+                self.world.learn(answer)
             if call.is_settled or self._stop.is_set() or rng.random() < 0.25:
                 return
             await asyncio.sleep(rng.uniform(0.02, 0.15))
