@@ -81,9 +81,8 @@ async def test_mirrors_and_chain_agree_with_the_lines(
     assert mirror is not None
     assert mirror[:4] == (125, 25, 100, ends_at)
     head = GENESIS
-    names = ("seq", "lot", "d_posted", "d_held", "lot_posted_after", "lot_held_after")
-    names += ("account_posted_after", "account_held_after", "at", "amount")
     for line in lines:
-        head = chain.line_hash(head, **dict(zip(names, line[:10], strict=True)), texts=line[11:])
+        words = chain.words(*line[11:])
+        head = chain.line_hash(head, *line[:8], at=line[8], amount=line[9], words=words)
         assert head == line[10]
     assert (mirror[4], mirror[5]) == (head, len(lines))

@@ -14,32 +14,46 @@ from services.ledger.store.rows import account_of, entry_of
 # One statement, so that the account, its lots and its holds are of one moment. What holds that are due have set aside
 # counts as free, whether or not their lapse is booked.
 ACCOUNT = """
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() + make_interval(secs => :offset) AS now),
+account AS MATERIALIZED (SELECT * FROM tenant_credits WHERE tenant_id = :tenant_id),
+due AS MATERIALIZED (
+    SELECT leg.lot, sum(leg.open)::bigint AS held
+    FROM credit_holds h
+    CROSS JOIN LATERAL (
+        SELECT lot, reserved - captured - released AS open FROM credit_hold_legs
+        WHERE tenant_id = :tenant_id AND hold_id = h.id OFFSET 0) leg
+    WHERE h.tenant_id = :tenant_id AND h.open
+      AND h.expires_at <= (SELECT greatest(clock.now, account.last_at) FROM clock, account)
+    GROUP BY leg.lot)
 SELECT a.tenant_id, a.seq, a.last_at, a.chain_head, a.state, a.frozen_reason, a.next_lot, a.frozen_at, clock.now,
        b.lot, b.bucket, b.priority, b.granted, b.remaining, b.held - coalesce(due.held, 0), b.expires_at,
        b.reference_id, b.grant_transaction_id, b.created_at, b.claimed
-FROM (SELECT clock_timestamp() + make_interval(secs => :offset) AS now OFFSET 0) clock
-JOIN tenant_credits a ON a.tenant_id = :tenant_id
-LEFT JOIN credit_buckets b ON b.tenant_id = a.tenant_id AND NOT b.closed
-LEFT JOIN LATERAL (
-    SELECT sum(l.reserved - l.captured - l.released)::bigint AS held
-    FROM credit_holds h JOIN credit_hold_legs l ON l.tenant_id = h.tenant_id AND l.hold_id = h.id
-    WHERE b.held > 0 AND h.tenant_id = a.tenant_id AND h.open AND h.expires_at <= greatest(clock.now, a.last_at)
-      AND l.lot = b.lot OFFSET 0) due ON true"""
+FROM clock, account a
+LEFT JOIN credit_buckets b ON b.tenant_id = :tenant_id AND NOT b.closed
+LEFT JOIN due ON due.lot = b.lot"""
 
 # What every lot held after its last line up to a seq: the lines themselves, not the current rows. Holds that lapsed
 # after that line and up to the moment asked about count as lapsed, though their lapse was booked later.
 LOTS_AT_SEQ = """
+WITH lapsed AS MATERIALIZED (
+    SELECT leg.lot, sum(leg.left_over)::bigint AS held
+    FROM (
+        SELECT id FROM credit_holds
+        WHERE tenant_id = :tenant_id AND open AND expires_at > :since AND expires_at <= :until
+        UNION ALL
+        SELECT id FROM credit_holds
+        WHERE tenant_id = :tenant_id AND status = 'expired' AND expires_at > :since AND expires_at <= :until) h
+    CROSS JOIN LATERAL (
+        SELECT lot, reserved - captured AS left_over FROM credit_hold_legs
+        WHERE tenant_id = :tenant_id AND hold_id = h.id OFFSET 0) leg
+    GROUP BY leg.lot)
 SELECT b.lot, b.bucket, b.priority, b.granted, e.lot_posted_after, e.lot_held_after - coalesce(lapsed.held, 0),
        b.expires_at, b.reference_id, b.grant_transaction_id, b.created_at
 FROM credit_buckets b
 CROSS JOIN LATERAL (
     SELECT lot_posted_after, lot_held_after FROM credit_entries
     WHERE tenant_id = :tenant_id AND lot = b.lot AND seq <= :seq ORDER BY seq DESC LIMIT 1) e
-LEFT JOIN LATERAL (
-    SELECT sum(l.reserved - l.captured)::bigint AS held
-    FROM credit_holds h JOIN credit_hold_legs l ON l.tenant_id = h.tenant_id AND l.hold_id = h.id
-    WHERE e.lot_held_after > 0 AND h.tenant_id = :tenant_id AND (h.open OR h.status = 'expired')
-      AND h.expires_at > :since AND h.expires_at <= :until AND l.lot = b.lot OFFSET 0) lapsed ON true
+LEFT JOIN lapsed ON lapsed.lot = b.lot
 WHERE b.tenant_id = :tenant_id AND e.lot_posted_after > 0"""
 
 # Seq is gapless and `at` never decreases with it, so halving finds the line without an index on `at`.
