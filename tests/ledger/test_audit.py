@@ -13,7 +13,7 @@ from billing.maintenance.v1 import alert_pb2
 
 from services.ledger import actions_audit
 from shared import errors
-from tests.ledger.builders import a_debit, a_grant, in_days
+from tests.ledger.builders import a_capture, a_debit, a_grant, a_hold, in_days
 from tests.ledger.conftest import RunningLedger
 from tests.ledger.tampering import (
     FREEZES_NOTHING,
@@ -25,6 +25,7 @@ from tests.ledger.tampering import (
     forge,
     run,
     stage,
+    verify_one,
 )
 
 
@@ -212,6 +213,30 @@ async def test_an_account_that_is_gone_is_missed(ledger: RunningLedger, hand: Ha
     await run(ledger)
 
     assert hand.findings(tenant)["account_missing"]["observed"] == {"checked_seq": 5}
+
+
+async def test_writers_and_auditors_do_not_disturb_each_other(
+    ledger: RunningLedger, hand: Hand, tenant: str
+) -> None:
+    tenants = [f"{tenant}_{number}" for number in range(3)]
+    for each in tenants:
+        await ledger.funding.GrantCredits(a_grant(each, 10_000))
+    done = asyncio.Event()
+
+    async def write(to: str) -> None:
+        while not done.is_set():
+            hold = (await ledger.service.PlaceHold(a_hold(to, 3, seconds=60))).hold
+            await ledger.service.CaptureHold(a_capture(to, hold.id, 2))
+
+    writers = [asyncio.create_task(write(each)) for each in tenants * 3]
+    audited = [await run(ledger) for _ in range(5)]
+    done.set()
+    await asyncio.gather(*writers)
+    await run(ledger)
+
+    assert sum(each.lines for each in audited) > 50
+    assert [hand.findings(each) for each in tenants] == [{}, {}, {}]
+    assert all([(await verify_one(ledger, each)).verified for each in tenants])
 
 
 async def test_two_runs_at_once_open_one_finding(ledger: RunningLedger, hand: Hand, tenant: str) -> None:

@@ -29,7 +29,8 @@ WITH standing AS MATERIALIZED (
         WHERE b.tenant_id = a.tenant_id AND NOT b.closed) lots
     CROSS JOIN LATERAL (
         SELECT COALESCE(sum(l.reserved - l.captured - l.released), 0)::bigint AS open
-        FROM credit_holds h JOIN credit_hold_legs l ON l.tenant_id = h.tenant_id AND l.hold_id = h.id
+        FROM credit_holds h CROSS JOIN LATERAL (
+            SELECT * FROM credit_hold_legs WHERE tenant_id = h.tenant_id AND hold_id = h.id OFFSET 0) l
         WHERE h.tenant_id = a.tenant_id AND h.open) legs
     LEFT JOIN LATERAL (
         SELECT e.seq, e.hash, e.account_posted_after AS posted, e.account_held_after AS held FROM credit_entries e

@@ -53,11 +53,12 @@ SELECT COALESCE(CAST(:until AS timestamptz), (SELECT min(created_at) FROM tenant
 STRAYS = """
 SELECT t.tenant_id, t.id, t.amount, t.tx_status
 FROM credit_transactions t
+LEFT JOIN LATERAL (
+    SELECT true AS found FROM credit_entries e
+    WHERE e.tenant_id = t.tenant_id AND e.seq = t.first_seq AND e.transaction_id = t.id OFFSET 0) line ON true
 WHERE t.created_at >= :since AND t.created_at < :until AND t.tx_status <> 'rejected'
   AND (t.amount <> 0 OR t.first_seq <> 0 OR t.kind NOT IN ('extend', 'revoke', 'restore'))
-  AND NOT EXISTS (
-    SELECT FROM credit_entries e
-    WHERE e.tenant_id = t.tenant_id AND e.seq = t.first_seq AND e.transaction_id = t.id)
+  AND line.found IS NULL
 LIMIT :page"""
 
 

@@ -11,7 +11,8 @@ from services.ledger.store.audit.mirrors import Reading
 # `after` 0: every lot that the tenant ever had; otherwise those that are open, and those that later lines moved.
 NUMBERS = """
 WITH asked AS MATERIALIZED (
-    SELECT * FROM unnest(CAST(:tenants AS text[]), CAST(:afters AS bigint[])) AS asked (tenant_id, after)),
+    SELECT * FROM unnest(CAST(:tenants AS text[]), CAST(:afters AS bigint[]), CAST(:untils AS bigint[]))
+        AS asked (tenant_id, after, until)),
 numbers AS MATERIALIZED (
     SELECT tenant_id, lot FROM credit_buckets WHERE tenant_id = ANY(:tenants) AND NOT closed
     UNION
@@ -22,12 +23,14 @@ numbers AS MATERIALIZED (
     UNION
     SELECT asked.tenant_id, e.lot FROM asked CROSS JOIN LATERAL (
         SELECT lot FROM credit_entries
-        WHERE tenant_id = asked.tenant_id AND seq > asked.after AND asked.after > 0 OFFSET 0) e)"""
+        WHERE tenant_id = asked.tenant_id AND seq > asked.after AND seq <= asked.until AND asked.after > 0
+        OFFSET 0) e)"""
 
 LOTS = f"""{NUMBERS},
 legs AS MATERIALIZED (
     SELECT h.tenant_id, l.lot, sum(l.reserved - l.captured - l.released)::bigint AS open
-    FROM credit_holds h JOIN credit_hold_legs l ON l.tenant_id = h.tenant_id AND l.hold_id = h.id
+    FROM credit_holds h CROSS JOIN LATERAL (
+        SELECT * FROM credit_hold_legs WHERE tenant_id = h.tenant_id AND hold_id = h.id OFFSET 0) l
     WHERE h.tenant_id = ANY(:tenants) AND h.open GROUP BY h.tenant_id, l.lot),
 claims AS MATERIALIZED (
     SELECT tenant_id, lot, sum(claimed)::bigint AS claimed FROM credit_revocations
@@ -59,7 +62,8 @@ FROM compared WHERE claimed <> open_claims"""
 # Open holds, and those that the new lines are about.
 HOLDS = """
 WITH asked AS MATERIALIZED (
-    SELECT * FROM unnest(CAST(:tenants AS text[]), CAST(:afters AS bigint[])) AS asked (tenant_id, after)),
+    SELECT * FROM unnest(CAST(:tenants AS text[]), CAST(:afters AS bigint[]), CAST(:untils AS bigint[]))
+        AS asked (tenant_id, after, until)),
 ids AS MATERIALIZED (
     SELECT tenant_id, id FROM credit_holds WHERE tenant_id = ANY(:tenants) AND open
     UNION
@@ -67,7 +71,7 @@ ids AS MATERIALIZED (
     UNION
     SELECT asked.tenant_id, t.hold_id FROM asked CROSS JOIN LATERAL (
         SELECT DISTINCT transaction_id FROM credit_entries
-        WHERE tenant_id = asked.tenant_id AND seq > asked.after AND asked.after > 0
+        WHERE tenant_id = asked.tenant_id AND seq > asked.after AND seq <= asked.until AND asked.after > 0
           AND kind IN ('hold', 'capture', 'release') OFFSET 0) e
     CROSS JOIN LATERAL (
         SELECT hold_id FROM credit_transactions
@@ -105,6 +109,7 @@ async def check(db: AsyncConnection, readings: Sequence[tuple[Reading, int]]) ->
     values = {
         "tenants": [reading.tenant_id for reading, _ in readings],
         "afters": [after for _, after in readings],
+        "untils": [reading.until for reading, _ in readings],
     }
     return await run(db, [LOTS, HOLDS], values)
 
