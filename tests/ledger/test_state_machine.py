@@ -7,21 +7,17 @@ import os
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from billing.ledger.v1 import ledger_admin_pb2_grpc
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import seed as seeded
 from hypothesis.stateful import run_state_machine_as_test
-from pydantic import SecretStr
 
 from shared import clock
-from shared.rpc.client import open_channel
 from tests.faults import soaking
-from tests.ledger.conftest import SECRETS, RunningLedger
+from tests.ledger.conftest import RunningLedger
 from tests.ledger.model.talk import Doors, Talk
 from tests.ledger.model.usage import UsageMachine
 
@@ -29,10 +25,8 @@ EXAMPLES, STEPS = 20, 40
 
 
 @pytest.fixture
-async def doors(ledger: RunningLedger) -> AsyncIterator[Doors]:
-    async with open_channel(ledger.address, SecretStr(SECRETS["operator_secret"])) as operators:
-        admin = ledger_admin_pb2_grpc.LedgerAdminServiceStub(operators)
-        yield Doors(ledger.service, ledger.funding, admin, ledger.maintenance)
+def doors(ledger: RunningLedger) -> Doors:
+    return Doors(ledger.service, ledger.funding, ledger.admin, ledger.maintenance)
 
 
 @pytest.fixture
@@ -52,7 +46,14 @@ async def run_programs(doors: Doors, clock_file: Path, chosen: settings, seed: i
         def __init__(self) -> None:
             super().__init__(talk, f"machine_{secrets.token_hex(6)}", clock_file)
 
-    await asyncio.to_thread(run_state_machine_as_test, Machine, settings=chosen)
+    try:
+        await asyncio.to_thread(run_state_machine_as_test, Machine, settings=chosen)
+    except BaseException as error:
+        if talk.failures:
+            pytest.fail(
+                f"seed {seed}, the first failure:\n{talk.failures[0]}\n\nand hypothesis: {error!r:.300}"
+            )
+        raise
 
 
 def programs(examples: int, steps: int) -> settings:

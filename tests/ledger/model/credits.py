@@ -185,9 +185,9 @@ class Credits:
     def grant(
         self, at: datetime, bucket: str, credits: int, expires_at: datetime | None, reference: str
     ) -> list[Booked]:
-        self._refuse_frozen()
         if any(lot.reference == reference for lot in self.lots):
             raise Refused("DUPLICATE_REFERENCE", reference_id=reference)
+        self._refuse_frozen()
         if expires_at is not None and expires_at <= at:
             raise Refused("ALREADY_EXPIRED")
         lot = self._new_lot(bucket, credits, expires_at, reference)
@@ -248,7 +248,7 @@ class Credits:
         self.spent[transaction_id] = [Spent(line.lot, -line.posted) for line in booked.lines]
         if more_follows and hold.open:
             return [booked]
-        hold.status = CAPTURED
+        hold.status = CAPTURED if hold.captured else VOIDED
         freed, *after = self._free(hold, "release", moment=at)
         booked.lines += freed.lines
         return [booked, *after]
@@ -302,9 +302,9 @@ class Credits:
         self, at: datetime, grant_reference: str, credits: int, reference: str
     ) -> tuple[list[Booked], int, int, int]:
         """What is booked; taken now, claimed from what is held, spent before."""
-        self._refuse_frozen()
         if any(claim.reference == reference for claim in self.claims):
             raise Refused("DUPLICATE_REFERENCE", reference_id=reference)
+        self._refuse_frozen()
         lot = next((lot for lot in self.lots if lot.reference == grant_reference), None)
         if lot is None:
             raise Refused("UNKNOWN_GRANT", reference_id=grant_reference)
@@ -329,7 +329,8 @@ class Credits:
         lot = self.lot(claim.lot)
         if not lot.lives(at):
             lot = self._new_lot(SUBSCRIPTION, claim.taken, at + SECOND_LIFE)
-        return [Booked("restore", [self._move(lot, claim.taken)])]
+        booked = Booked("restore", [self._move(lot, claim.taken)])
+        return [booked, *self._returned(lot, claim.taken, moment=at)]
 
     # -- parts --------------------------------------------------------------------------------------------------
 

@@ -58,7 +58,8 @@ def _check_moment(follower: Follower, index: int) -> None:
 def _compare(follower: Follower, at: datetime, seq: int, model: Credits) -> None:
     told = _balance(follower, as_of=at)
     expected = model.balance(at)
-    context = f"as of {at}, line {seq}: {told}\nexpected {expected}"
+    steps = [(last, str(when)) for last, when, _ in follower.past]
+    context = f"as of {at}, line {seq}: {told}\nexpected {expected}\nsteps {steps}"
     assert told.as_of_seq == seq, context
     assert (told.available, told.held, told.posted) == (
         *(expected.available, expected.held),

@@ -88,20 +88,32 @@ class Limits:
 
     def release(self, at: datetime, amounts: Sequence[tuple[str, int]]) -> None:
         for key, amount in amounts:
-            self.decide(at, key, 0)  # an unknown one is refused
+            self._known_or_counted(at, key)
             self.usage[key] = max(0, self.usage.get(key, 0) - amount)
 
     def set(self, at: datetime, key: str, used: int) -> None:
-        self.decide(at, key, 0)
+        self._known_or_counted(at, key)
         self.usage[key] = used
-        self._open_grace(at, self.decide(at, key, 0))
+        self._open_grace(at, *self.after(at, [key]))
 
     def after(self, at: datetime, keys: Sequence[str]) -> list[Decision]:
         """What each limit says once the operation is over."""
-        return [self.decide(at, key, 0) for key in keys]
+        said = []
+        for key in keys:
+            try:
+                said.append(self.decide(at, key, 0))
+            except Refused:  # usage is a fact, also where the plan has no such limit any more
+                used = self.usage[key]
+                reason = "PLAN_LIMIT_REACHED" if used else "WITHIN_LIMIT"
+                said.append(Decision(key, not used, reason, 0, used))
+        return said
 
     def edges(self) -> list[datetime]:
         return sorted(self.grace.values())
+
+    def _known_or_counted(self, at: datetime, key: str) -> None:
+        if key not in self.usage:
+            self.decide(at, key, 0)
 
     def _open_grace(self, at: datetime, decision: Decision) -> None:
         if decision.reason == "GRACE_PERIOD" and decision.key not in self.grace:

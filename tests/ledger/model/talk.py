@@ -17,9 +17,11 @@ from billing.ledger.v1 import (
 )
 from billing.ledger.v1 import ledger_pb2 as pb
 from billing.ledger.v1 import types_pb2 as types
+from google.protobuf import text_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from shared import clock
 from shared.errors import BillingError
 from tests.ledger.model.credits import PERMANENT, SUBSCRIPTION, BalanceSeen
 from tests.ledger.model.limits import Decision
@@ -40,6 +42,8 @@ REMEMBERED = {
     "EXCEEDS_HOLD",
     "EXCEEDS_REFUNDABLE",
 }
+# What the follower asks after every step.
+LOOKS = {"GetBalance", "ListTransactions", "GetTransaction"}
 BUCKETS = {types.BUCKET_SUBSCRIPTION: SUBSCRIPTION, types.BUCKET_PERMANENT: PERMANENT}
 
 
@@ -66,12 +70,16 @@ class Talk:
     def __init__(self, doors: Doors, loop: asyncio.AbstractEventLoop) -> None:
         self.doors = doors
         self._loop = loop
+        self.said: list[str] = []
+        self.failures: list[str] = []
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     def ask(self, rpc: str, request: Message, how: str = ONCE, patience: float = 0) -> Reply:
         """The answer or the refusal; three at once agree on it, and a cancelled call is asked again."""
+        if rpc not in LOOKS:
+            self.said.append(f"{clock.now()} {rpc} {how} {one_line(request)}")
         if how == THRICE and not getattr(request, "dry_run", False):  # three trials are three moments
             return self.run(self._thrice(rpc, request))
         if how == CANCELLED:
@@ -80,6 +88,8 @@ class Talk:
 
     def ask_all(self, calls: Sequence[tuple[str, Message]]) -> list[Reply]:
         """Different questions at once."""
+
+        self.said += [f"{clock.now()} {rpc} with others {one_line(request)}" for rpc, request in calls]
 
         async def gathered() -> list[Reply]:
             return await asyncio.gather(*(self._once(rpc, request) for rpc, request in calls))
@@ -114,6 +124,10 @@ class Talk:
         """What is kept under a key."""
         reply = self.ask("GetTransaction", pb.GetTransactionRequest(tenant_id=tenant, idempotency_key=key))
         return None if isinstance(reply, BillingError) else reply.transaction
+
+
+def one_line(request: Message) -> str:
+    return text_format.MessageToString(request, as_one_line=True)
 
 
 def patience() -> float:

@@ -128,6 +128,8 @@ class UsageMachine(BatchMachine):
     def authorize(
         self, amounts: list[tuple[str, int]], spend: str, credits: int, dry: bool, how: str
     ) -> None:
+        if not amounts and not spend:
+            return
         request = pb.AuthorizeRequest(
             **self.named(limits=amounts_of(amounts), reason="media.transcode", dry_run=dry)
         )
@@ -151,8 +153,6 @@ class UsageMachine(BatchMachine):
         follower = self.follower
         began = clock.now()
         reply = self.talk.ask("Authorize", request, how, patience())
-        if isinstance(reply, BillingError) and reply.code == "UNIMPLEMENTED":
-            return  # TEMP
         follower.pull()
         if isinstance(reply, BillingError):
             self.judge_joint_refusal(request, reply, amounts, plan, began)
