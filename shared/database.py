@@ -1,8 +1,12 @@
 """PostgreSQL for rooms: one engine, explicit transactions, and a guard against calls made inside one."""
 
+import contextlib
 import contextvars
+import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import psycopg
 from sqlalchemy import text
@@ -34,11 +38,21 @@ def create_engine(url: str, *, application_name: str, pool_size: int = 8) -> Asy
 
 
 def session_options() -> str:
-    """Server-side limits of every session of a room."""
+    """Server-side limits of every session of a room; the last ones find out that its machine is gone."""
     return (
         "-c timezone=UTC -c statement_timeout=15s -c lock_timeout=5s"
         " -c idle_in_transaction_session_timeout=15s -c client_connection_check_interval=2s"
+        " -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
     )
+
+
+def cut(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Ends a connection at this side at once; whoever waits for it learns that it is lost."""
+    with (
+        contextlib.suppress(OSError, psycopg.Error),
+        socket.socket(fileno=os.dup(connection.fileno())) as link,
+    ):
+        link.shutdown(socket.SHUT_RDWR)
 
 
 @asynccontextmanager

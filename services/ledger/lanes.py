@@ -35,6 +35,11 @@ BATCH_MAX = 200
 PORTION_MAX = 50
 # What one round trip may take before its connection is given up: a half-open link never answers.
 ROUND_TRIP_SECONDS = 8.0
+# What this side has given up must not keep its locks there. Idling alone is no bound: a pipeline ends with a message
+# that stops PostgreSQL's clock for it. Servers before 17 do not know this setting.
+BOUND_TRANSACTIONS = (
+    "SELECT set_config('transaction_timeout', %s, false) FROM pg_settings WHERE name = 'transaction_timeout'"
+)
 # A lost connection is tried again for about as long as a caller waits.
 ATTEMPTS_MAX = 8
 
@@ -225,7 +230,9 @@ class _Lane:
     async def _transact(self, waiters: Sequence[_Waiter]) -> list[list[Result | Refusal]]:
         operations = [operation for waiter in waiters for operation in waiter.operations]
         connection = await self._connected()
-        async with asyncio.timeout(ROUND_TRIP_SECONDS):
+        # Cut rather than cancelled: psycopg would first ask the server that does not answer to cancel.
+        guard = asyncio.get_running_loop().call_later(ROUND_TRIP_SECONDS, database.cut, connection)
+        try:
             known, crowded = await self._load(connection, operations)
             while crowded:
                 # More holds are due than are settled at once: the rest must not count as held in what is decided.
@@ -244,6 +251,8 @@ class _Lane:
                 for each, answer in own:
                     waiter.in_doubt |= _new_keys(each, answer)
             await writing.write(connection, decided)
+        finally:
+            guard.cancel()
         return answered
 
     async def _load(
@@ -261,6 +270,7 @@ class _Lane:
                 connect_timeout=5,
                 options=database.session_options(),
             )
+            await self._connection.execute(BOUND_TRANSACTIONS, [f"{(ROUND_TRIP_SECONDS + 1) * 1000:.0f}ms"])
         return self._connection
 
     async def _disconnect(self) -> None:

@@ -7,8 +7,6 @@ an answer that was read before; it says when.
 import asyncio
 import contextlib
 import itertools
-import os
-import socket
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -170,7 +168,7 @@ class LimitReads:
         loop = asyncio.get_running_loop()
         self._sent_at = sent_at = loop.time()
         # Cut rather than cancelled: psycopg would first ask the server that does not answer to cancel.
-        guard = loop.call_later(ROUND_TRIP_SECONDS, _cut, connection)
+        guard = loop.call_later(ROUND_TRIP_SECONDS, database.cut, connection)
         try:
             rows = await store.find_rows(connection, asked, offset)
         finally:
@@ -240,15 +238,6 @@ class LimitReads:
         if connection is not None:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(connection.close(), 1)
-
-
-def _cut(connection: AsyncConnection[TupleRow]) -> None:
-    """Ends the connection at this side at once; whoever waits for it learns that it is lost."""
-    with (
-        contextlib.suppress(OSError, psycopg.Error),
-        socket.socket(fileno=os.dup(connection.fileno())) as link,
-    ):
-        link.shutdown(socket.SHUT_RDWR)
 
 
 def _passes(error: Exception) -> bool:

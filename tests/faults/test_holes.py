@@ -9,7 +9,6 @@ import time
 import pytest
 
 from services.ledger import lanes
-from shared import database as shared_database
 from tests.conftest import Database
 from tests.faults import soaking
 from tests.faults.checks import verify
@@ -27,12 +26,8 @@ PATIENCE_SECONDS = 60
 async def test_a_half_open_link_is_given_up_and_everybody_is_told_the_truth(
     database: Database, tenant: str, cut: Cut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server's side of a hole keeps its locks until PostgreSQL ends it for idling."""
-    options = shared_database.session_options()
+    """The server's side of a hole keeps its locks until PostgreSQL ends the transaction."""
     monkeypatch.setattr(lanes, "ROUND_TRIP_SECONDS", 0.4)
-    monkeypatch.setattr(
-        shared_database, "session_options", lambda: f"{options} -c idle_in_transaction_session_timeout=500ms"
-    )
     await fall_into_holes(database, tenant, cut, HOLES, soaking.seed(20265))
 
 
