@@ -102,7 +102,9 @@ class Follower:
         at = moment(transaction.created_at)
         self._settled_until(transaction)
         due = self.credits.copy().settle(at)
-        assert not due, f"{rpc} at {at} was booked before what had fallen due: {due}"
+        assert not due, (
+            f"{rpc} at {at} was booked before what had fallen due: {due}, {self.credits.edges()}\n{reply}"
+        )
         try:
             booked, *after = plan(self.credits, at, reply)
         except Refused as refused:
@@ -230,6 +232,8 @@ class Follower:
         self.pull()
         told = list(zip(calls, replies, strict=True))
         booked = [each for each in told if not isinstance(each[1], BillingError)]
+        if not booked:
+            self._settled_until(None)
         between = [self.credits.copy()]
         for (rpc, request, plan), reply in sorted(booked, key=lambda each: each[1].transaction.first_seq):
             self.judge(rpc, request, reply, plan, began)

@@ -81,8 +81,9 @@ def _check_sums(follower: Follower) -> None:
     keys = [each.idempotency_key for each in listed]
     assert len(keys) == len(set(keys)), f"a key is there twice: {sorted(keys)}"
     posted = sum(lot.posted for lot in follower.credits.lots)
-    assert sum(each.amount for each in listed) == posted
     assert sum(line.d_posted for line in follower.lines) == posted
+    amounts = [(each.idempotency_key, each.amount) for each in listed]
+    assert sum(amount for _, amount in amounts) == posted, f"{amounts} are not {posted}"
     lined = [each for each in listed if each.last_seq]
     assert sum(len(each.entries) for each in lined) == follower.seq
     asked = {each.request.idempotency_key for each in follower.asked}  # type: ignore[attr-defined]

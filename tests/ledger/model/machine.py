@@ -445,7 +445,9 @@ class LedgerMachine(RuleBasedStateMachine):
             if sys.exc_info()[0] is None:
                 check_history(self.follower)
         finally:
-            if sys.exc_info()[0] is not None:
+            if isinstance(
+                sys.exc_info()[1], Exception
+            ):  # hypothesis itself ends a program with something else
                 self.talk.failures.append("\n".join([*self.talk.said, traceback.format_exc()]))
             self.talk.said.clear()
 
