@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.ledger import actions
 from services.ledger.actions import Ledger
 from services.ledger.rules import verify
+from services.ledger.rules.evidence import Line
 from services.ledger.rules.findings import Found, OpenCritical, one_each
 from services.ledger.store import findings
 from services.ledger.store.audit import lines, mirrors, progress, standing
@@ -200,7 +201,7 @@ async def _whole(db: AsyncConnection, windows: list[tuple[Reading, int]]) -> lis
     return [(each, min(each.until, ends.get(each.tenant_id, until))) for each, until in windows]
 
 
-def _advance(reading: Reading, until: int, read: Sequence[verify.Line]) -> list[Found]:
+def _advance(reading: Reading, until: int, read: Sequence[Line]) -> list[Found]:
     """Moves the reading to the end of its window; what its hashes disagree about."""
     point, tenant_id = reading.point, reading.tenant_id
     head, wrong = verify.follow(point.head, read)

@@ -6,11 +6,12 @@ operations without lines, descriptions, metadata, and the ends of lots.
 
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
+from services.ledger.rules.evidence import Header, HoldRow, Line, LotRow, Standing
 from services.ledger.rules.findings import Found, one_each
 
 GENESIS = bytes(32)
@@ -19,108 +20,21 @@ _LAYOUTS = {1: struct.Struct(">B10q")}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
-# Which lines a transaction may consist of; those that may have none move nothing.
-_LINES = {
-    "grant": {"grant"},
-    "debit": {"debit"},
-    "hold": {"hold"},
-    "capture": {"capture", "debit", "release"},
-    "void": {"release"},
-    "lapse": {"release"},
-    "expiry": {"expiry"},
-    "refund": {"refund"},
-    "adjustment": {"adjustment"},
-    "revoke": {"revoke"},
-    "restore": {"restore"},
+# What becomes of a transaction, and which lines it may consist of.
+_KINDS = {
+    "grant": ("posted", {"grant"}),
+    "debit": ("posted", {"debit"}),
+    "hold": ("held", {"hold"}),
+    "capture": ("captured", {"capture", "debit", "release"}),
+    "void": ("voided", {"release"}),
+    "lapse": ("expired", {"release"}),
+    "expiry": ("expired", {"expiry"}),
+    "refund": ("posted", {"refund"}),
+    "adjustment": ("posted", {"adjustment"}),
+    "revoke": ("posted", {"revoke"}),
+    "restore": ("posted", {"restore"}),
 }
 _TAKEN = ("debit", "hold", "adjustment")
-
-
-class Header(NamedTuple):
-    """What a line's transaction says."""
-
-    id: str
-    kind: str
-    idempotency_key: str
-    reason: str
-    reference_id: str
-    amount: int
-    status: str
-    hold_id: str
-    first_seq: int
-    last_seq: int
-    created_at: datetime
-
-
-class Line(NamedTuple):
-    """A stored line. `header` None: its transaction is not there."""
-
-    seq: int
-    transaction_id: str
-    lot: int
-    bucket: str
-    kind: str
-    d_posted: int
-    d_held: int
-    lot_posted_after: int
-    lot_held_after: int
-    account_posted_after: int
-    account_held_after: int
-    refunded_seq: int | None
-    at: datetime
-    hash: bytes
-    header: Header | None
-    refunded: tuple[str, int] | None = None  # kind and d_posted of the line that it gives back
-
-
-class LotRow(NamedTuple):
-    """A stored lot."""
-
-    lot: int
-    bucket: str
-    granted: int
-    remaining: int
-    held: int
-    claimed: int
-    expires_at: datetime | None
-    pinned_until: datetime | None  # the latest end of any hold on it
-    grant_transaction_id: str
-    # What revocations say of it.
-    open_claims: int
-    revoked: int
-
-
-class HoldRow(NamedTuple):
-    """A stored hold, and what its legs come to."""
-
-    id: str
-    status: str
-    open: bool
-    reserved: int
-    captured: int
-    released: int
-    legs_reserved: int
-    legs_captured: int
-    legs_released: int
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """Where the tenant's other tables stand, of the same moment as the lines."""
-
-    seq: int
-    chain_head: bytes
-    balance: int
-    subscription_balance: int
-    permanent_balance: int
-    held: int
-    subscription_expires_at: datetime | None
-    lots: Sequence[LotRow]
-    holds: Sequence[HoldRow]
-    open_legs: dict[int, int]  # by lot
-    ledger_sum: int
-    strays: Sequence[str]  # transactions whose lines are not there
-    duplicates: Sequence[tuple[str, str, int]]  # kind, reference, how often: more than once
 
 
 @dataclass(slots=True)
@@ -135,6 +49,7 @@ class _Lot:
 
 @dataclass(slots=True)
 class _Hold:
+    transaction_id: str = ""
     reserved: int = 0
     captured: int = 0
     released: int = 0
@@ -185,6 +100,12 @@ def follow(head: bytes, lines: Iterable[Line]) -> tuple[bytes, list[int]]:
             wrong.append(line.seq)
         head = line.hash
     return head, wrong
+
+
+def _stands(hold: HoldRow) -> bool:
+    """Whether a hold is open as long as something is held under it."""
+    rest = hold.reserved - hold.captured - hold.released
+    return hold.open == (hold.status == "held") == (rest > 0)
 
 
 def _last_moment(lot: LotRow) -> datetime | None:
@@ -306,6 +227,8 @@ class Verifier:
         )
         if stored != expected:
             self._add("entry_mismatch", seq=line.seq, totals_after=list(stored), expected=list(expected))
+        if line.bucket != lot.bucket:
+            self._add("entry_mismatch", seq=line.seq, bucket=line.bucket, expected_bucket=lot.bucket)
         if not 0 <= line.lot_held_after <= line.lot_posted_after:
             self._add("lot_mismatch", seq=line.seq, lot=line.lot, posted=stored[0], held=stored[1])
         # What is stored is taken for granted from here: each line is judged by itself.
@@ -326,7 +249,8 @@ class Verifier:
         header = line.header
         if header is None:
             return
-        if line.kind not in _LINES.get(header.kind, ()) or header.status == "rejected":
+        status, kinds = _KINDS.get(header.kind, ("", set()))
+        if line.kind not in kinds or header.status != status:
             self._add(
                 "entry_mismatch", seq=line.seq, line_kind=line.kind, kind=header.kind, status=header.status
             )
@@ -364,6 +288,7 @@ class Verifier:
         hold = self._holds.setdefault(line.header.hold_id, _Hold())
         match line.kind:
             case "hold":
+                hold.transaction_id = line.transaction_id
                 hold.reserved += line.d_held
             case "capture":
                 hold.captured -= line.d_held
@@ -371,18 +296,23 @@ class Verifier:
                 hold.released -= line.d_held
 
     def _refund(self, line: Line) -> None:
-        given_back = line.refunded_seq
-        if given_back is None or line.refunded is None or line.refunded[0] not in ("debit", "capture"):
-            self._add("refund_exceeds_debit", seq=line.seq, refunded_seq=given_back, taken=0)
+        source, number, header = line.refunded, line.refunded_seq, line.header
+        if source is None or number is None or source.kind not in ("debit", "capture"):
+            self._add("refund_exceeds_debit", seq=line.seq, refunded_seq=number, taken=0)
             return
-        total = self._refunded[given_back] = self._refunded.get(given_back, 0) + line.d_posted
-        if given_back >= line.seq or total > -line.refunded[1]:
+        total = self._refunded[number] = self._refunded.get(number, 0) + line.d_posted
+        if number >= line.seq or total > -source.d_posted:
+            taken = -source.d_posted
+            self._add("refund_exceeds_debit", seq=line.seq, refunded_seq=number, taken=taken, refunded=total)
+        # Back to the lot that it came from, or to one that was opened for it.
+        elsewhere = line.lot != source.lot and self._lots[line.lot].first != line.transaction_id
+        if elsewhere or (header is not None and source.transaction_id != header.refunded_transaction_id):
             self._add(
-                "refund_exceeds_debit",
+                "entry_mismatch",
                 seq=line.seq,
-                refunded_seq=given_back,
-                taken=-line.refunded[1],
-                refunded=total,
+                refunded_seq=number,
+                refunded_transaction=source.transaction_id,
+                refunded_lot=source.lot,
             )
 
     def _compare_lots(self, standing: Standing) -> None:
@@ -404,6 +334,8 @@ class Verifier:
             expected = (lines.bucket, lines.granted, lines.first)
             if origin != expected:
                 self._add("lot_mismatch", lot=row.lot, origin=list(origin), expected_origin=list(expected))
+            if row.closed != (row.remaining == 0):
+                self._add("lot_mismatch", lot=row.lot, closed=row.closed, remaining=row.remaining)
             if row.held != standing.open_legs.get(row.lot, 0):
                 self._add(
                     "hold_mismatch", lot=row.lot, held=row.held, open=standing.open_legs.get(row.lot, 0)
@@ -427,16 +359,16 @@ class Verifier:
             stored = (row.reserved, row.captured, row.released)
             legs = (row.legs_reserved, row.legs_captured, row.legs_released)
             expected = (lines.reserved, lines.captured, lines.released)
-            rest = row.reserved - row.captured - row.released
-            if not stored == legs == expected or row.open != (row.status == "held") or row.open != (rest > 0):
-                self._add(
-                    "hold_mismatch",
-                    hold_id=row.id,
-                    status=row.status,
-                    stored=list(stored),
-                    legs=list(legs),
-                    expected=list(expected),
-                )
+            if stored == legs == expected and _stands(row) and row.transaction_id == lines.transaction_id:
+                continue
+            self._add(
+                "hold_mismatch",
+                hold_id=row.id,
+                status=row.status,
+                stored=list(stored),
+                legs=list(legs),
+                expected=list(expected),
+            )
 
     def _compare_transactions(self, standing: Standing) -> None:
         posted = sum(lot.posted for lot in self._lots.values())
@@ -474,14 +406,3 @@ class Verifier:
                 stored=_iso(standing.subscription_expires_at),
                 expected=_iso(expires_at),
             )
-
-
-@dataclass(slots=True)
-class Verified:
-    """What the recomputation of one tenant came to."""
-
-    tenant_id: str
-    entries: int
-    chain_head: bytes
-    found: list[Found] = field(default_factory=list)
-    not_verified: list[str] = field(default_factory=list)

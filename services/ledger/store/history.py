@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.ledger.rules.verify import Header, HoldRow, Line, LotRow, Standing
+from services.ledger.rules.evidence import Header, HoldRow, Line, LotRow, Refunded, Standing
 
 ACCOUNT = """
 SELECT a.seq, a.chain_head, a.balance, a.subscription_balance, a.permanent_balance, a.held,
@@ -17,18 +17,19 @@ TENANTS = "SELECT tenant_id FROM tenant_credits WHERE tenant_id > :after ORDER B
 LINES = """
 SELECT e.seq, e.transaction_id, e.lot, e.bucket, e.kind, e.d_posted, e.d_held, e.lot_posted_after, e.lot_held_after,
        e.account_posted_after, e.account_held_after, e.refunded_seq, e.at, e.hash,
-       t.id, t.kind, t.idempotency_key, t.reason, t.reference_id, t.amount, t.tx_status, t.hold_id, t.first_seq,
-       t.last_seq, t.created_at, r.kind, r.d_posted
+       t.id, t.kind, t.idempotency_key, t.reason, t.reference_id, t.amount, t.tx_status, t.hold_id,
+       t.refunded_transaction_id, t.first_seq, t.last_seq, t.created_at, r.kind, r.d_posted, r.lot, r.transaction_id
 FROM (SELECT * FROM credit_entries WHERE tenant_id = :tenant_id AND seq > :after ORDER BY seq LIMIT :page) e
 LEFT JOIN LATERAL (
     SELECT * FROM credit_transactions WHERE tenant_id = :tenant_id AND id = e.transaction_id OFFSET 0) t ON true
 LEFT JOIN LATERAL (
-    SELECT kind, d_posted FROM credit_entries WHERE tenant_id = :tenant_id AND seq = e.refunded_seq OFFSET 0) r ON true
+    SELECT kind, d_posted, lot, transaction_id FROM credit_entries
+    WHERE tenant_id = :tenant_id AND seq = e.refunded_seq OFFSET 0) r ON true
 ORDER BY e.seq"""
 
 LOTS = """
-SELECT b.lot, b.bucket, b.granted, b.remaining, b.held, b.claimed, b.expires_at, b.pinned_until, b.grant_transaction_id,
-       COALESCE(r.claimed, 0), COALESCE(r.taken, 0)
+SELECT b.lot, b.bucket, b.granted, b.remaining, b.held, b.claimed, b.closed, b.expires_at, b.pinned_until,
+       b.grant_transaction_id, COALESCE(r.claimed, 0), COALESCE(r.taken, 0)
 FROM credit_buckets b
 LEFT JOIN (
     SELECT lot, sum(claimed)::bigint AS claimed, sum(taken)::bigint AS taken FROM credit_revocations
@@ -36,8 +37,8 @@ LEFT JOIN (
 WHERE b.tenant_id = :tenant_id ORDER BY b.lot"""
 
 HOLDS = """
-SELECT h.id, h.status, h.open, h.reserved, h.captured, h.released, COALESCE(l.reserved, 0), COALESCE(l.captured, 0),
-       COALESCE(l.released, 0)
+SELECT h.id, h.transaction_id, h.status, h.open, h.reserved, h.captured, h.released, COALESCE(l.reserved, 0),
+       COALESCE(l.captured, 0), COALESCE(l.released, 0)
 FROM credit_holds h
 LEFT JOIN (
     SELECT hold_id, sum(reserved)::bigint AS reserved, sum(captured)::bigint AS captured,
@@ -91,8 +92,8 @@ async def list_lines(db: AsyncConnection, tenant_id: str, *, after: int, page: i
         Line._make(
             (
                 *row[:14],
-                None if row[14] is None else Header(*row[14:25]),
-                None if row[25] is None else (row[25], row[26]),
+                None if row[14] is None else Header(*row[14:26]),
+                None if row[26] is None else Refunded(*row[26:]),
             )
         )
         for row in result

@@ -6,8 +6,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.ledger.rules.evidence import Header, Line
 from services.ledger.rules.findings import Found
-from services.ledger.rules.verify import Header, Line
 from services.ledger.store.audit.found import run
 from services.ledger.store.audit.mirrors import Reading
 
@@ -82,6 +82,29 @@ SELECT tenant_id, check_type, observed FROM (
         SELECT expires_at FROM credit_buckets WHERE tenant_id = l.tenant_id AND lot = l.lot OFFSET 0) b
     WHERE l.kind IN ('debit', 'hold', 'adjustment') AND l.d_posted <= 0 AND l.at >= b.expires_at
     UNION ALL
+    SELECT l.tenant_id, l.seq, 'entry_mismatch',
+           jsonb_build_object('seq', l.seq, 'lot', l.lot, 'bucket', l.bucket, 'expected_bucket', b.bucket)
+    FROM lines l CROSS JOIN LATERAL (
+        SELECT bucket FROM credit_buckets WHERE tenant_id = l.tenant_id AND lot = l.lot OFFSET 0) b
+    WHERE l.bucket <> b.bucket
+    UNION ALL
+    SELECT l.tenant_id, l.seq, 'entry_mismatch', jsonb_build_object(
+        'seq', l.seq, 'refunded_seq', l.refunded_seq, 'refunded_transaction', source.transaction_id,
+        'refunded_lot', source.lot)
+    FROM lines l
+    CROSS JOIN LATERAL (
+        SELECT transaction_id, lot FROM credit_entries
+        WHERE tenant_id = l.tenant_id AND seq = l.refunded_seq OFFSET 0) source
+    CROSS JOIN LATERAL (
+        SELECT refunded_transaction_id FROM credit_transactions
+        WHERE tenant_id = l.tenant_id AND id = l.transaction_id OFFSET 0) t
+    LEFT JOIN LATERAL (
+        SELECT grant_transaction_id FROM credit_buckets
+        WHERE tenant_id = l.tenant_id AND lot = l.lot OFFSET 0) b ON true
+    WHERE l.refunded_seq IS NOT NULL AND (
+        source.transaction_id <> t.refunded_transaction_id
+        OR (source.lot <> l.lot AND b.grant_transaction_id IS DISTINCT FROM l.transaction_id))
+    UNION ALL
     SELECT l.tenant_id, l.seq, 'refund_exceeds_debit', jsonb_build_object(
         'seq', l.seq, 'refunded_seq', l.refunded_seq, 'taken', COALESCE(taken.credits, 0), 'refunded', given.credits)
     FROM lines l
@@ -96,11 +119,12 @@ SELECT tenant_id, check_type, observed FROM (
        OR (l.kind = 'refund') <> (l.refunded_seq IS NOT NULL)
 ) AS found ORDER BY tenant_id, seq"""
 
-# Which lines a transaction of each kind may consist of.
-KINDS = """(VALUES ('grant', '{grant}'::text[]), ('debit', '{debit}'), ('hold', '{hold}'),
-    ('capture', '{capture,debit,release}'), ('void', '{release}'), ('lapse', '{release}'), ('expiry', '{expiry}'),
-    ('refund', '{refund}'), ('adjustment', '{adjustment}'), ('revoke', '{revoke}'), ('restore', '{restore}'))
-    AS allowed (kind, lines)"""
+# What becomes of a transaction of each kind, and which lines it may consist of.
+KINDS = """(VALUES ('grant', 'posted', '{grant}'::text[]), ('debit', 'posted', '{debit}'), ('hold', 'held', '{hold}'),
+    ('capture', 'captured', '{capture,debit,release}'), ('void', 'voided', '{release}'),
+    ('lapse', 'expired', '{release}'), ('expiry', 'expired', '{expiry}'), ('refund', 'posted', '{refund}'),
+    ('adjustment', 'posted', '{adjustment}'), ('revoke', 'posted', '{revoke}'), ('restore', 'posted', '{restore}'))
+    AS allowed (kind, status, lines)"""
 
 OF_TRANSACTIONS = f"""{BOOKED}
 SELECT tenant_id, check_type, observed FROM (
@@ -117,7 +141,7 @@ SELECT tenant_id, check_type, observed FROM (
         'created_at', b.created_at, 'at', b.last_at)
     FROM booked b LEFT JOIN {KINDS} ON allowed.kind = b.kind
     WHERE b.id IS NOT NULL
-      AND (b.tx_status = 'rejected' OR b.created_at <> b.first_at OR b.created_at <> b.last_at
+      AND (b.tx_status IS DISTINCT FROM allowed.status OR b.created_at <> b.first_at OR b.created_at <> b.last_at
         OR NOT b.line_kinds <@ COALESCE(allowed.lines, '{{}}'))
     UNION ALL
     SELECT tenant_id, first_line, 'sequence_gap', jsonb_build_object(
@@ -137,8 +161,8 @@ SELECT tenant_id, check_type, observed FROM (
 CHAIN = f"""{ASKED}
 SELECT e.tenant_id, e.seq, e.transaction_id, e.lot, e.bucket, e.kind, e.d_posted, e.d_held, e.lot_posted_after,
        e.lot_held_after, e.account_posted_after, e.account_held_after, e.refunded_seq, e.at, e.hash,
-       t.id, t.kind, t.idempotency_key, t.reason, t.reference_id, t.amount, t.tx_status, t.hold_id, t.first_seq,
-       t.last_seq, t.created_at
+       t.id, t.kind, t.idempotency_key, t.reason, t.reference_id, t.amount, t.tx_status, t.hold_id,
+       t.refunded_transaction_id, t.first_seq, t.last_seq, t.created_at
 FROM asked CROSS JOIN LATERAL (
     SELECT * FROM credit_entries
     WHERE tenant_id = asked.tenant_id AND seq > asked.after AND seq <= asked.until OFFSET 0) e

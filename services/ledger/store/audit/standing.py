@@ -36,7 +36,7 @@ claims AS MATERIALIZED (
     SELECT tenant_id, lot, sum(claimed)::bigint AS claimed FROM credit_revocations
     WHERE tenant_id = ANY(:tenants) AND claimed > 0 GROUP BY tenant_id, lot),
 compared AS MATERIALIZED (
-    SELECT n.tenant_id, n.lot, b.id, b.remaining, b.held, b.claimed, COALESCE(line.posted, 0) AS line_posted,
+    SELECT n.tenant_id, n.lot, b.id, b.closed, b.remaining, b.held, b.claimed, COALESCE(line.posted, 0) AS line_posted,
            COALESCE(line.held, 0) AS line_held, COALESCE(legs.open, 0) AS legs_open,
            COALESCE(claims.claimed, 0) AS open_claims
     FROM numbers n
@@ -49,8 +49,9 @@ compared AS MATERIALIZED (
     LEFT JOIN claims ON claims.tenant_id = n.tenant_id AND claims.lot = n.lot)
 SELECT tenant_id, 'lot_mismatch' AS check_type, jsonb_build_object(
     'lot', lot, 'missing', id IS NULL, 'remaining', remaining, 'held', held, 'expected_remaining', line_posted,
-    'expected_held', line_held) AS observed
-FROM compared WHERE id IS NULL OR remaining <> line_posted OR held <> line_held
+    'expected_held', line_held, 'closed', closed) AS observed
+FROM compared
+WHERE id IS NULL OR remaining <> line_posted OR held <> line_held OR closed <> (remaining = 0)
 UNION ALL
 SELECT tenant_id, 'hold_mismatch', jsonb_build_object('lot', lot, 'held', held, 'open', legs_open)
 FROM compared WHERE held <> legs_open
