@@ -16,6 +16,8 @@ from shared.errors import Aborted, BillingError, DeadlineExceeded, ResourceExhau
 
 # Refused by what stands beside it in its batch: nothing of it is kept.
 NOT_REMEMBERED = {"GROUP_ABORTED"}
+# Operators and rooms ask again under the same key once the reason is gone: their refusals are not kept.
+OF_OPERATORS_AND_ROOMS = {"AdjustCredits", "GrantCredits", "RevokeGrant", "RestoreGrant"}
 # What a repeated refusal says beyond the first one.
 OF_REPEATS = ("replayed", "decided_at")
 _UNKNOWN_CODES = {grpc.StatusCode.UNAVAILABLE.value[0], grpc.StatusCode.DEADLINE_EXCEEDED.value[0]}
@@ -42,6 +44,7 @@ class Answer:
     response: Any = None
     reason: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    is_kept: bool = True  # where it is a refusal
 
     @property
     def is_definite(self) -> bool:
@@ -49,7 +52,8 @@ class Answer:
 
     @property
     def leaves_a_record(self) -> bool:
-        return self.is_definite and self.reason not in NOT_REMEMBERED
+        """Whether a repeat is told that it is one."""
+        return self.told is Told.OK or (self.told is Told.REFUSED and self.is_kept)
 
     @property
     def replayed(self) -> bool:
@@ -114,7 +118,8 @@ class Call:
             answer = Answer(Told.TURNED_AWAY, reason=error.reason)
         except BillingError as refusal:
             assert refusal.definite, f"{self.name}: {refusal!r}"
-            answer = Answer(Told.REFUSED, reason=refusal.reason, metadata=refusal.metadata)
+            is_kept = self.rpc not in OF_OPERATORS_AND_ROOMS
+            answer = Answer(Told.REFUSED, None, refusal.reason, refusal.metadata, is_kept)
         else:
             if isinstance(response, pb.BatchDebitResponse):
                 return dict(zip(self.keys, map(_answer_of_item, response.results), strict=True))
@@ -130,7 +135,8 @@ def _answer_of_item(result: pb.BatchDebitResult) -> Answer:
         return Answer(Told.UNKNOWN, reason=refusal.reason)
     if refusal.code in _TURNED_AWAY_CODES:
         return Answer(Told.TURNED_AWAY, reason=refusal.reason)
-    return Answer(Told.REFUSED, reason=refusal.reason, metadata=dict(refusal.metadata))
+    is_kept = refusal.reason not in NOT_REMEMBERED
+    return Answer(Told.REFUSED, None, refusal.reason, dict(refusal.metadata), is_kept)
 
 
 @dataclass

@@ -78,19 +78,21 @@ async def client_of(address: str) -> AsyncIterator[Client]:
 async def serving(*, lanes_url: str, reads_url: str, lanes: int) -> AsyncIterator[Client]:
     """A ledger in this process behind its real server, and a client of it."""
     engine = shared_database.create_engine(reads_url, application_name="ledger-faults")
-    writing = Lanes(lanes_url, count=lanes, waiting_max=4000, waiting_per_tenant_max=2000)
-    async with writing, LimitReads(reads_url) as limit_reads:
-        settings = RoomSettings(**SECRETS, shed_after_ms=60_000)
-        room = doors(Ledger(engine, writing, limit_reads))
-        async with (
-            running_server(room="ledger", listen="127.0.0.1:0", settings=settings, doors=room) as (
-                address,
-                *_,
-            ),
-            client_of(address) as client,
-        ):
-            yield client
-    await engine.dispose()
+    try:
+        writing = Lanes(lanes_url, count=lanes, waiting_max=4000, waiting_per_tenant_max=2000)
+        async with writing, LimitReads(reads_url) as limit_reads:
+            settings = RoomSettings(**SECRETS, shed_after_ms=60_000)
+            room = doors(Ledger(engine, writing, limit_reads))
+            async with (
+                running_server(room="ledger", listen="127.0.0.1:0", settings=settings, doors=room) as (
+                    address,
+                    *_,
+                ),
+                client_of(address) as client,
+            ):
+                yield client
+    finally:
+        await engine.dispose()
 
 
 class LedgerProcess:

@@ -16,6 +16,8 @@ _DECISION = ("limit_key", "allowed", "reason", "limit", "used", "remaining", "ki
 def of_outcome(outcome: Outcome) -> dict[str, Any]:
     """What an operation on credits answered, beside its transaction."""
     answer = _of_totals(outcome.totals)
+    if outcome.totals.as_of != outcome.transaction.created_at:  # what followed at once is in the balance
+        answer["as_of"] = _text(outcome.totals.as_of)
     if outcome.hold is not None:
         answer["hold"] = _of_hold(outcome.hold)
     if outcome.refundable:
@@ -125,7 +127,7 @@ def _totals(answer: dict[str, Any], at: datetime) -> Totals:
         ),
         next_expires_at=_time(answer["next_expires_at"]),
         as_of_seq=answer["seq"],
-        as_of=at,
+        as_of=_time(answer.get("as_of")) or at,
     )
 
 
