@@ -59,6 +59,24 @@ async def verify_ledger(
     return verified, verified[-1].tenant_id if more else None
 
 
+async def recompute(db: AsyncConnection, tenant_id: str, ends_at: float) -> tuple[Verifier, int]:
+    """(what was found, how many lines were read), within one snapshot and the time."""
+    exists, checked = await history.find_checked(db, tenant_id)
+    if not exists:
+        raise errors.UnknownTenant(f"tenant {tenant_id} has no account", tenant_id=tenant_id)
+    verifier = Verifier(tenant_id, checked=checked)
+    ends = await history.list_ends(db, tenant_id)
+    entries = 0
+    while lines := await history.list_lines(db, tenant_id, after=verifier.seq, page=LINES_PAGE):
+        verifier.feed(lines, ends)
+        entries += len(lines)
+        if asyncio.get_running_loop().time() >= ends_at and len(lines) == LINES_PAGE:
+            verifier.stop("ran out of time")
+            return verifier, entries
+    verifier.close(await history.find_standing(db, tenant_id, booked=verifier.booked))
+    return verifier, entries
+
+
 async def list_findings(
     ledger: Ledger,
     *,
@@ -111,7 +129,7 @@ async def cleanup(ledger: Ledger, *, grace_retention: timedelta, dry_run: bool) 
 
 async def _verify(ledger: Ledger, tenant_id: str, ends_at: float) -> Verification:
     async with snapshot(ledger.engine) as db:
-        verifier, entries = await _recompute(db, tenant_id, ends_at)
+        verifier, entries = await recompute(db, tenant_id, ends_at)
     rows: list[FindingRow] = []
     if verifier.found:
         async with transaction(ledger.engine) as db:
@@ -119,20 +137,3 @@ async def _verify(ledger: Ledger, tenant_id: str, ends_at: float) -> Verificatio
                 db, tenant_id, verifier.found, now=clock.now(), request_id=logs.request_id.get()
             )
     return Verification(tenant_id, entries, verifier.head, tuple(rows), tuple(verifier.not_verified))
-
-
-async def _recompute(db: AsyncConnection, tenant_id: str, ends_at: float) -> tuple[Verifier, int]:
-    exists, checked = await history.find_checked(db, tenant_id)
-    if not exists:
-        raise errors.UnknownTenant(f"tenant {tenant_id} has no account", tenant_id=tenant_id)
-    verifier = Verifier(tenant_id, checked=checked)
-    ends = await history.list_ends(db, tenant_id)
-    entries = 0
-    while lines := await history.list_lines(db, tenant_id, after=verifier.seq, page=LINES_PAGE):
-        verifier.feed(lines, ends)
-        entries += len(lines)
-        if asyncio.get_running_loop().time() >= ends_at and len(lines) == LINES_PAGE:
-            verifier.stop("ran out of time")
-            return verifier, entries
-    verifier.close(await history.find_standing(db, tenant_id, booked=verifier.booked))
-    return verifier, entries

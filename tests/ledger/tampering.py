@@ -79,7 +79,7 @@ async def a_history(ledger: RunningLedger, tenant: str) -> None:
     await ledger.service.Debit(a_debit(tenant, 5))
 
 
-async def everything(ledger: RunningLedger, tenant: str) -> None:
+async def everything(ledger: RunningLedger, tenant: str, *, open_hold: bool = False) -> None:
     """Every operation that moves credits, on top of a history; some of it time does."""
     await a_history(ledger, tenant)
     await ledger.funding.GrantCredits(a_grant(tenant, 40, expires_at=in_days(1), reference_id="pay_short"))
@@ -106,7 +106,8 @@ async def everything(ledger: RunningLedger, tenant: str) -> None:
     await ledger.funding.RestoreGrant(a_restoration(tenant, "rfnd_1"))
     for credits in (-3, 4):
         await ledger.admin.AdjustCredits(an_adjustment(tenant, credits))
-    await ledger.service.CaptureHold(a_capture(tenant, placed[2], 0))
+    if not open_hold:
+        await ledger.service.CaptureHold(a_capture(tenant, placed[2], 0))
 
 
 async def forge(ledger: RunningLedger, hand: Hand, tenant: str, *, all_of_them: bool) -> None:
