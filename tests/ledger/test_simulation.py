@@ -35,6 +35,8 @@ from services.ledger.rules.requests import (
     Settle,
     VoidHold,
 )
+from services.ledger.store import load, write
+from shared import database
 from shared.errors import BillingError, Unavailable
 from tests.faults import soaking
 from tests.ledger.model import credits as reference
