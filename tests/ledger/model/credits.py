@@ -285,17 +285,15 @@ class Credits:
             rest -= part
             line.given_back += part
             lot = self.lot(line.lot)
-            if lot.lives(at) or policy == EXPIRE_AGAIN:
-                booked.lines.append(self._move(lot, part))
-                after += self._returned(lot, part, moment=at)
-                continue
-            if second_life is None:
-                forever = policy == TO_PERMANENT
-                second_life = self._new_lot(
-                    PERMANENT if forever else SUBSCRIPTION, 0, None if forever else at + SECOND_LIFE
-                )
-            second_life.granted += part
-            booked.lines.append(self._move(second_life, part))
+            home = part if lot.lives(at) or policy == EXPIRE_AGAIN else min(part, self._claimed(lot))
+            if home:
+                booked.lines.append(self._move(lot, home))
+                after += self._returned(lot, home, moment=at)
+            if part > home:
+                if second_life is None:
+                    second_life = self._second_life(at, forever=policy == TO_PERMANENT)
+                second_life.granted += part - home
+                booked.lines.append(self._move(second_life, part - home))
         return [booked, *after]
 
     def revoke(
@@ -310,8 +308,7 @@ class Credits:
             raise Refused("UNKNOWN_GRANT", reference_id=grant_reference)
         taken = min(credits, lot.free if lot.lives(at) else 0)
         rest = credits - taken
-        claimed_before = sum(claim.open for claim in self.claims if claim.lot == lot.number)
-        claimed = min(rest, max(0, lot.held - claimed_before))
+        claimed = min(rest, max(0, lot.held - self._claimed(lot)))
         self.claims.append(Claim(reference, lot.number, taken, rest))
         booked = Booked("revoke", [self._move(lot, -taken)] if taken else [])
         return [booked], taken, claimed, rest - claimed
@@ -342,6 +339,14 @@ class Credits:
         lot = Lot(len(self.lots) + 1, bucket, granted, expires_at, reference)
         self.lots.append(lot)
         return lot
+
+    def _second_life(self, at: datetime, *, forever: bool) -> Lot:
+        if forever:
+            return self._new_lot(PERMANENT, 0, None)
+        return self._new_lot(SUBSCRIPTION, 0, at + SECOND_LIFE)
+
+    def _claimed(self, lot: Lot) -> int:
+        return sum(claim.open for claim in self.claims if claim.lot == lot.number)
 
     def _move(self, lot: Lot, posted: int, held: int = 0) -> Moved:
         lot.posted += posted
