@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 from billing.ledger.v1 import ledger_pb2 as pb
@@ -51,7 +51,8 @@ def _check_moment(follower: Follower, index: int) -> None:
     if last_of_moment:
         _compare(follower, at, seq, model)
     between = at + (following - at) / 2
-    if at < between < following and not _claims_lapsed(model, between):  # TEMP bug 8
+    apart = following - at > timedelta(milliseconds=1)  # else the ledger may be in the midst of one step
+    if apart and not _claims_lapsed(model, between):  # TEMP bug 8
         _compare(follower, between, seq, model)
 
 
