@@ -8,7 +8,7 @@ of lines each time, so that everything is read again eventually.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -164,21 +164,29 @@ async def _read(
             return False
         windows, rest = _cut(left)
         windows = await _whole(db, windows)
-        found = await lines.check(db, windows)
-        read = await lines.list_lines(db, windows)
-        ended = []
-        for reading, until in windows:
-            found += _advance(reading, until, read[reading.tenant_id])
-            if reading.point.seq >= reading.until:
-                ended.append(reading)
-            else:
-                rest.insert(0, reading)
-        _count(run, windows[0][0].again, sum(map(len, read.values())))
-        found += await _check_ended(db, ended, begun)
+        found, read = await examine(db, windows, begun)
+        _count(run, windows[0][0].again, read)
         await run.keep(found)
+        rest = [each for each, _ in windows if each.point.seq < each.until] + rest
         await _save(run, [reading for reading, _ in windows])
         left = rest
     return True
+
+
+async def examine(
+    db: AsyncConnection, windows: list[tuple[Reading, int]], begun: Mapping[str, int]
+) -> tuple[list[Found], int]:
+    """(what is wrong with each window of lines, how many were read); each reading moves to the end of its window.
+
+    Where that is the last one, the tenant's lots and holds are compared: with all lines, or those after `begun`.
+    """
+    found = await lines.check(db, windows)
+    read = await lines.list_lines(db, windows)
+    for reading, until in windows:
+        found += _advance(reading, until, read[reading.tenant_id])
+    ended = [reading for reading, _ in windows if reading.point.seq >= reading.until]
+    found += await _check_ended(db, ended, begun)
+    return found, sum(map(len, read.values()))
 
 
 def _cut(readings: Sequence[Reading]) -> tuple[list[tuple[Reading, int]], list[Reading]]:
@@ -221,7 +229,7 @@ def _advance(reading: Reading, until: int, read: Sequence[Line]) -> list[Found]:
     return found
 
 
-async def _check_ended(db: AsyncConnection, ended: list[Reading], begun: dict[str, int]) -> list[Found]:
+async def _check_ended(db: AsyncConnection, ended: list[Reading], begun: Mapping[str, int]) -> list[Found]:
     """What lots, holds and sums say of tenants whose lines were all read."""
     if not ended:
         return []
@@ -229,7 +237,7 @@ async def _check_ended(db: AsyncConnection, ended: list[Reading], begun: dict[st
     found = await standing.check(
         db, [(each, 0 if each in whole else begun[each.tenant_id]) for each in ended]
     )
-    return found + await standing.check_sums(db, [each.tenant_id for each in whole])
+    return found + await standing.check_whole(db, [each.tenant_id for each in whole])
 
 
 async def _save(run: _Run, readings: list[Reading]) -> None:

@@ -229,12 +229,12 @@ async def test_writers_and_auditors_do_not_disturb_each_other(
             await ledger.service.CaptureHold(a_capture(to, hold.id, 2))
 
     writers = [asyncio.create_task(write(each)) for each in tenants * 3]
-    audited = [await run(ledger) for _ in range(5)]
+    audited = [await run(ledger) for _ in range(3)]
     done.set()
     await asyncio.gather(*writers)
     await run(ledger)
 
-    assert sum(each.lines for each in audited) > 50
+    assert sum(each.lines for each in audited) > 20
     assert [hand.findings(each) for each in tenants] == [{}, {}, {}]
     assert all([(await verify_one(ledger, each)).verified for each in tenants])
 

@@ -97,6 +97,7 @@ class Standing:
     permanent_balance: int
     held: int
     subscription_expires_at: datetime | None
+    next_lot: int
     lots: Sequence[LotRow]
     holds: Sequence[HoldRow]
     open_legs: dict[int, int]  # by lot

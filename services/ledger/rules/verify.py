@@ -317,6 +317,8 @@ class Verifier:
 
     def _compare_lots(self, standing: Standing) -> None:
         rows = {row.lot: row for row in standing.lots}
+        if standing.next_lot != max(rows, default=0) + 1:
+            self._add("lot_mismatch", next_lot=standing.next_lot, last_lot=max(rows, default=0))
         for number in sorted(self._lots.keys() - rows.keys()):
             self._add("lot_mismatch", lot=number, missing=True, expected=self._lots[number].posted)
         for row in standing.lots:

@@ -9,7 +9,7 @@ from services.ledger.rules.evidence import Header, HoldRow, Line, LotRow, Refund
 
 ACCOUNT = """
 SELECT a.seq, a.chain_head, a.balance, a.subscription_balance, a.permanent_balance, a.held,
-       a.subscription_expires_at, s.checked_seq, s.checked_head
+       a.subscription_expires_at, a.next_lot, s.checked_seq, s.checked_head
 FROM tenant_credits a LEFT JOIN audit_state s ON s.tenant_id = a.tenant_id WHERE a.tenant_id = :tenant_id"""
 
 TENANTS = "SELECT tenant_id FROM tenant_credits WHERE tenant_id > :after ORDER BY tenant_id LIMIT :page"
@@ -121,6 +121,7 @@ async def find_standing(db: AsyncConnection, tenant_id: str, *, booked: int) -> 
         permanent_balance=account.permanent_balance,
         held=account.held,
         subscription_expires_at=account.subscription_expires_at,
+        next_lot=account.next_lot,
         lots=await _lots(db, tenant_id),
         holds=[HoldRow(*row) for row in await db.execute(text(HOLDS), asked)],
         open_legs={row[0]: row[1] for row in await db.execute(text(OPEN_LEGS), asked)},

@@ -36,7 +36,8 @@ claims AS MATERIALIZED (
     SELECT tenant_id, lot, sum(claimed)::bigint AS claimed FROM credit_revocations
     WHERE tenant_id = ANY(:tenants) AND claimed > 0 GROUP BY tenant_id, lot),
 compared AS MATERIALIZED (
-    SELECT n.tenant_id, n.lot, b.id, b.closed, b.remaining, b.held, b.claimed, COALESCE(line.posted, 0) AS line_posted,
+    SELECT n.tenant_id, n.lot, b.id, b.closed, b.remaining, b.held, b.claimed, b.granted,
+           COALESCE(origin.posted, 0) AS line_granted, COALESCE(line.posted, 0) AS line_posted,
            COALESCE(line.held, 0) AS line_held, COALESCE(legs.open, 0) AS legs_open,
            COALESCE(claims.claimed, 0) AS open_claims
     FROM numbers n
@@ -45,13 +46,22 @@ compared AS MATERIALIZED (
     LEFT JOIN LATERAL (
         SELECT lot_posted_after AS posted, lot_held_after AS held FROM credit_entries
         WHERE tenant_id = n.tenant_id AND lot = n.lot ORDER BY seq DESC LIMIT 1) line ON true
+    LEFT JOIN LATERAL (
+        SELECT sum(e.d_posted)::bigint AS posted
+        FROM (SELECT first_seq, last_seq FROM credit_transactions
+              WHERE tenant_id = n.tenant_id AND id = b.grant_transaction_id OFFSET 0) t
+        CROSS JOIN LATERAL (
+            SELECT d_posted FROM credit_entries
+            WHERE tenant_id = n.tenant_id AND seq BETWEEN t.first_seq AND t.last_seq AND lot = n.lot OFFSET 0) e
+    ) origin ON true
     LEFT JOIN legs ON legs.tenant_id = n.tenant_id AND legs.lot = n.lot
     LEFT JOIN claims ON claims.tenant_id = n.tenant_id AND claims.lot = n.lot)
 SELECT tenant_id, 'lot_mismatch' AS check_type, jsonb_build_object(
     'lot', lot, 'missing', id IS NULL, 'remaining', remaining, 'held', held, 'expected_remaining', line_posted,
-    'expected_held', line_held, 'closed', closed) AS observed
+    'expected_held', line_held, 'closed', closed, 'granted', granted, 'expected_granted', line_granted) AS observed
 FROM compared
 WHERE id IS NULL OR remaining <> line_posted OR held <> line_held OR closed <> (remaining = 0)
+   OR granted <> line_granted
 UNION ALL
 SELECT tenant_id, 'hold_mismatch', jsonb_build_object('lot', lot, 'held', held, 'open', legs_open)
 FROM compared WHERE held <> legs_open
@@ -91,6 +101,37 @@ CROSS JOIN LATERAL (
 WHERE h.id IS NULL OR (h.reserved, h.captured, h.released) <> (legs.reserved, legs.captured, legs.released)
    OR h.open <> (h.status = 'held') OR h.open <> (h.captured + h.released < h.reserved)"""
 
+# What lines came to over a whole history: only where all of its lines were read.
+WHOLE = """
+SELECT r.tenant_id, 'claim_mismatch', jsonb_build_object('lot', r.lot, 'revoked', r.taken, 'expected_revoked', l.taken)
+FROM (
+    SELECT tenant_id, lot, sum(taken)::bigint AS taken FROM credit_revocations WHERE tenant_id = ANY(:tenants)
+    GROUP BY tenant_id, lot) r
+CROSS JOIN LATERAL (
+    SELECT -COALESCE(sum(d_posted), 0)::bigint AS taken FROM credit_entries
+    WHERE tenant_id = r.tenant_id AND lot = r.lot AND kind = 'revoke' OFFSET 0) l
+WHERE r.taken <> l.taken
+UNION ALL
+SELECT h.tenant_id, 'hold_mismatch', jsonb_build_object(
+    'hold_id', h.id, 'transaction_id', h.transaction_id,
+    'stored', jsonb_build_array(h.reserved, h.captured, h.released),
+    'expected', jsonb_build_array(l.reserved, l.captured, l.released))
+FROM credit_holds h
+LEFT JOIN (
+    SELECT t.tenant_id, t.hold_id, min(t.id) FILTER (WHERE e.kind = 'hold') AS placed_by,
+           COALESCE(sum(e.d_held) FILTER (WHERE e.kind = 'hold'), 0)::bigint AS reserved,
+           COALESCE(-sum(e.d_held) FILTER (WHERE e.kind = 'capture'), 0)::bigint AS captured,
+           COALESCE(-sum(e.d_held) FILTER (WHERE e.kind = 'release'), 0)::bigint AS released
+    FROM credit_transactions t
+    CROSS JOIN LATERAL (
+        SELECT kind, d_held FROM credit_entries
+        WHERE tenant_id = t.tenant_id AND seq BETWEEN t.first_seq AND t.last_seq OFFSET 0) e
+    WHERE t.tenant_id = ANY(:tenants) AND t.hold_id <> '' AND t.first_seq > 0
+    GROUP BY t.tenant_id, t.hold_id) l ON l.tenant_id = h.tenant_id AND l.hold_id = h.id
+WHERE h.tenant_id = ANY(:tenants)
+  AND (h.transaction_id, h.reserved, h.captured, h.released)
+      IS DISTINCT FROM (l.placed_by, l.reserved, l.captured, l.released)"""
+
 # Reads every transaction of the tenant: only where all of its lines were read, or something is wrong.
 SUMS = """
 SELECT asked.tenant_id, 'ledger_sum_mismatch', jsonb_build_object(
@@ -113,6 +154,11 @@ async def check(db: AsyncConnection, readings: Sequence[tuple[Reading, int]]) ->
         "untils": [reading.until for reading, _ in readings],
     }
     return await run(db, [LOTS, HOLDS], values)
+
+
+async def check_whole(db: AsyncConnection, tenants: Sequence[str]) -> list[Found]:
+    """Holds, revocations and SUM(amount) of tenants, against all of their lines."""
+    return await run(db, [WHOLE, SUMS], {"tenants": list(tenants)}) if tenants else []
 
 
 async def check_sums(db: AsyncConnection, tenants: Sequence[str]) -> list[Found]:
