@@ -219,7 +219,7 @@ async def check_usage(journal: Journal, client: Client, tenants: list[str]) -> N
     for tenant in tenants:
         answer = await client.funding.ListUsage(funding_pb.ListUsageRequest(tenant_id=tenant))
         used = {usage.limit_key: usage.used for usage in answer.usage}
-        assert used.get(COUNTED, 0) == told[tenant], tenant
+        assert used.get(COUNTED, 0) == told[tenant], f"{tenant}: {used=}, told={told[tenant]}"
 
 
 async def check_proof(client: Client, tenants: list[str]) -> None:

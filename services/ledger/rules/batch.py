@@ -97,6 +97,8 @@ class Decided:
     records: list[Record] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     noted: list[tuple[str, Noted]] = field(default_factory=list)  # with their tenants
+    # (tenant, a limit as usage left it, when), in the order of the decisions: moments may be equal.
+    counted: list[tuple[str, LimitState, datetime]] = field(default_factory=list)
     before: dict[str, Account] = field(default_factory=dict)
     after: dict[str, Account] = field(default_factory=dict)
 
@@ -294,6 +296,7 @@ class _Batch:
         self._done[operation.tenant_id, operation.idempotency_key] = outcome
         for state in outcome.counted:
             self._known.limits[operation.tenant_id][state.limit_key] = state
+            self._decided.counted.append((operation.tenant_id, state, now))
         asked = fingerprint.of(operation)
         if isinstance(outcome, Noted):
             self._decided.noted.append((operation.tenant_id, outcome))

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from services.ledger.rules.batch import Decided
-from services.ledger.rules.model import SUBSCRIPTION, Account, Entry, Hold, Leg, Lot, Noted, Outcome, Record
+from services.ledger.rules.model import SUBSCRIPTION, Account, Entry, Hold, Leg, Lot, Outcome, Record
 from services.ledger.store.load import Connection
 from shared import ids
 
@@ -292,16 +292,9 @@ def _revocation_rows(decided: Decided) -> list[tuple[Any, ...]]:
 
 
 def _usage(decided: Decided) -> list[tuple[str, list[Any]]]:
-    counted: list[tuple[str, Outcome | Noted]] = [
-        *((outcome.transaction.tenant_id, outcome) for outcome in decided.outcomes if outcome.counted),
-        *((tenant, noted) for tenant, noted in decided.noted if noted.counted),
-    ]
-    # By the moment of the decision: outcomes and notes are kept apart.
-    counted.sort(key=lambda each: each[1].totals.as_of)
     ends = {
-        (tenant, state.limit_key): (tenant, state.limit_key, state, done.totals.as_of)
-        for tenant, done in counted
-        for state in done.counted
+        (tenant, state.limit_key): (tenant, state.limit_key, state, at)
+        for tenant, state, at in decided.counted
     }
     used = [(tenant, key, state.used, at) for tenant, key, state, at in ends.values()]
     graces = [
