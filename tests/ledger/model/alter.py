@@ -43,6 +43,8 @@ def _change(request: Message, field: Any) -> bool:
     elif field.enum_type is not None:
         setattr(request, name, 2 if max(value, 1) == 1 else 1)
     elif field.type == FieldDescriptor.TYPE_BOOL:
+        if name == "more_follows" and not getattr(request, "credits", 1):
+            return False  # spending nothing is for the last capture
         setattr(request, name, not value)
     elif field.type == FieldDescriptor.TYPE_STRING:
         setattr(request, name, WORDS.get(name, {}).get(value) or value + "x")
