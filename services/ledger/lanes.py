@@ -40,6 +40,8 @@ ROUND_TRIP_SECONDS = 8.0
 BOUND_TRANSACTIONS = (
     "SELECT set_config('transaction_timeout', %s, false) FROM pg_settings WHERE name = 'transaction_timeout'"
 )
+# A lane asks by key alone, so a plan is made once; tables that were small then must not be read whole ever after.
+PROBES_ONLY = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off"
 # A lost connection is tried again for about as long as a caller waits.
 ATTEMPTS_MAX = 8
 
@@ -268,7 +270,7 @@ class _Lane:
                 autocommit=True,
                 application_name=f"ledger-lane-{self.number}",
                 connect_timeout=5,
-                options=database.session_options(),
+                options=f"{database.session_options()} {PROBES_ONLY}",
             )
             await self._connection.execute(BOUND_TRANSACTIONS, [f"{(ROUND_TRIP_SECONDS + 1) * 1000:.0f}ms"])
         return self._connection

@@ -84,15 +84,12 @@ TEXTS, NUMBERS = "text[]", "bigint[]"
 LANE = {
     "LOCK_ACCOUNTS": (TEXTS, [[TENANT]]),
     "OPEN_LOTS": (TEXTS, [[TENANT]]),
-    "RECORDS_BY_KEY": (
-        f"{TEXTS}, {TEXTS}, {TEXTS}",
-        [[TENANT] * 9, [f"k{n}" for n in range(1, 10)], [TENANT]],
-    ),
-    "OPERATIONS_BY_KEY": (f"{TEXTS}, {TEXTS}, {TEXTS}", [[TENANT] * 2, ["k1", "k2"], [TENANT]]),
-    "ENTRIES_OF_RECORDS": (f"{TEXTS}, {NUMBERS}, {NUMBERS}, {TEXTS}", [[TENANT], [70], [71], [TENANT]]),
+    "RECORDS_BY_KEY": (f"{TEXTS}, {TEXTS}", [[TENANT] * 9, [f"k{n}" for n in range(1, 10)]]),
+    "OPERATIONS_BY_KEY": (f"{TEXTS}, {TEXTS}", [[TENANT] * 2, ["k1", "k2"]]),
+    "ENTRIES_OF_RECORDS": (f"{TEXTS}, {NUMBERS}, {NUMBERS}", [[TENANT], [70], [71]]),
     "UPDATE_LOTS": (
-        f"{TEXTS}, {NUMBERS}, {NUMBERS}, {NUMBERS}, {NUMBERS}, timestamptz[], {TEXTS}",
-        [[TENANT], [40], [8], [0], [0], [None], [TENANT]],
+        f"{TEXTS}, {NUMBERS}, {NUMBERS}, {NUMBERS}, {NUMBERS}, timestamptz[]",
+        [[TENANT], [40], [8], [0], [0], [None]],
     ),
 }
 
@@ -119,10 +116,9 @@ NAMED: dict[str, dict[str, tuple[str, object]]] = {
         "owners": (TEXTS, [TENANT]),
         "kinds": (TEXTS, ["grant"]),
         "ids": (TEXTS, ["r8000"]),
-        "tenants": (TEXTS, [TENANT]),
     },
     **{
-        name: {"owners": (TEXTS, [TENANT]), "ids": (TEXTS, [value]), "tenants": (TEXTS, [TENANT])}
+        name: {"owners": (TEXTS, [TENANT]), "ids": (TEXTS, [value])}
         for name, value in {
             "GRANTED_LOTS": "r8000",
             "REVOCATIONS": "rfnd_9000",

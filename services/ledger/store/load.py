@@ -59,20 +59,26 @@ RECORD = f"t.fingerprint, t.fingerprint_version, t.answer, {TRANSACTION}"
 ENTRY = """e.seq, e.transaction_id, e.lot, e.bucket, e.kind, e.d_posted, e.d_held, e.lot_posted_after,
        e.lot_held_after, e.account_posted_after, e.account_held_after, e.at, e.hash, e.refunded_seq"""
 
+# What follows must be one index probe for each that is asked, whatever the planner believes. Plans are made once for a
+# connection, when tables may be small and statistics old, and several indexes begin with the tenant: where it seems to
+# have one row, walking all its rows looks as cheap as the probe. Lateral behind a limit or OFFSET 0 keeps it from
+# joining in another order, and an order that only the right index has breaks the tie.
 RECORDS_BY_KEY = f"""
 SELECT {RECORD}
 FROM unnest(%s::text[], %s::text[]) AS asked (tenant_id, idempotency_key)
-JOIN credit_transactions t ON t.tenant_id = asked.tenant_id AND t.idempotency_key = asked.idempotency_key
-WHERE t.tenant_id = ANY(%s)"""
+CROSS JOIN LATERAL (
+    SELECT * FROM credit_transactions
+    WHERE tenant_id = asked.tenant_id AND idempotency_key >= asked.idempotency_key
+      AND idempotency_key <= asked.idempotency_key
+    ORDER BY idempotency_key LIMIT 1) AS t"""
 
 OPERATIONS_BY_KEY = """
 SELECT o.tenant_id, o.idempotency_key, o.kind, o.rejected, o.created_at, o.fingerprint, o.fingerprint_version, o.answer
 FROM unnest(%s::text[], %s::text[]) AS asked (tenant_id, idempotency_key)
-JOIN tenant_operations o ON o.tenant_id = asked.tenant_id AND o.idempotency_key = asked.idempotency_key
-WHERE o.tenant_id = ANY(%s)"""
+CROSS JOIN LATERAL (
+    SELECT * FROM tenant_operations
+    WHERE tenant_id = asked.tenant_id AND idempotency_key = asked.idempotency_key OFFSET 0) AS o"""
 
-# Lateral behind OFFSET 0 fixes the plan of what follows: one index probe for each that is asked. Plain joins on arrays,
-# whose length a prepared plan does not know, were planned as walks over all that the tenant ever had.
 HOLDS = f"""
 SELECT h.tenant_id, h.id, h.transaction_id, h.status, h.reserved, h.captured, h.released, h.expires_at,
        h.max_expires_at, h.created_at, h.reason, h.reference_id, legs.rows
@@ -80,44 +86,42 @@ FROM (
     SELECT due.* FROM unnest(%(tenants)s::text[]) AS asked (tenant_id)
     CROSS JOIN LATERAL (
         SELECT * FROM credit_holds
-        WHERE tenant_id = asked.tenant_id AND tenant_id = ANY(%(tenants)s) AND open AND expires_at <= (
+        WHERE tenant_id = asked.tenant_id AND open AND expires_at <= (
             SELECT greatest(clock_timestamp() + %(offset)s, last_at) + %(within)s FROM tenant_credits
-            WHERE tenant_id = asked.tenant_id AND tenant_id = ANY(%(tenants)s))
+            WHERE tenant_id = asked.tenant_id)
         ORDER BY expires_at LIMIT {DUE_HOLDS_MAX}) AS due
     UNION
     SELECT named.* FROM unnest(%(owners)s::text[], %(ids)s::text[]) AS asked (tenant_id, id)
     CROSS JOIN LATERAL (
-        SELECT * FROM credit_holds
-        WHERE tenant_id = asked.tenant_id AND id = asked.id AND tenant_id = ANY(%(tenants)s) OFFSET 0) AS named) h
+        SELECT * FROM credit_holds WHERE tenant_id = asked.tenant_id AND id = asked.id OFFSET 0) AS named) h
 CROSS JOIN LATERAL (
     SELECT array_agg(ARRAY[leg, lot, reserved, captured, released] ORDER BY leg) AS rows
-    FROM credit_hold_legs
-    WHERE tenant_id = h.tenant_id AND hold_id = h.id AND tenant_id = ANY(%(tenants)s) OFFSET 0) AS legs"""
+    FROM credit_hold_legs WHERE tenant_id = h.tenant_id AND hold_id = h.id OFFSET 0) AS legs"""
 
 BY_REFERENCE = """
 SELECT asked.tenant_id, asked.kind, asked.reference_id, found.id
 FROM unnest(%(owners)s::text[], %(kinds)s::text[], %(ids)s::text[]) AS asked (tenant_id, kind, reference_id)
 CROSS JOIN LATERAL (
-    SELECT t.id FROM credit_transactions t
-    WHERE t.tenant_id = asked.tenant_id AND t.tenant_id = ANY(%(tenants)s) AND t.kind = asked.kind
-      AND t.reference_id = asked.reference_id
-      AND t.kind IN ('grant', 'revoke', 'restore') AND t.tx_status <> 'rejected' OFFSET 0) AS found"""
+    SELECT id FROM credit_transactions
+    WHERE tenant_id = asked.tenant_id AND kind = asked.kind AND kind IN ('grant', 'revoke', 'restore')
+      AND tx_status <> 'rejected' AND reference_id >= asked.reference_id AND reference_id <= asked.reference_id
+    ORDER BY kind, reference_id LIMIT 1) AS found"""
 
 # The grant's first line says which lot it made.
 GRANTED_LOTS = f"""
 SELECT asked.tenant_id, asked.reference_id, {LOT}
 FROM unnest(%(owners)s::text[], %(ids)s::text[]) AS asked (tenant_id, reference_id)
 CROSS JOIN LATERAL (
-    SELECT t.first_seq FROM credit_transactions t
-    WHERE t.tenant_id = asked.tenant_id AND t.tenant_id = ANY(%(tenants)s) AND t.kind = 'grant'
-      AND t.reference_id = asked.reference_id
-      AND t.tx_status <> 'rejected' OFFSET 0) AS granted
+    SELECT first_seq FROM credit_transactions
+    WHERE tenant_id = asked.tenant_id AND kind = 'grant' AND tx_status <> 'rejected'
+      AND reference_id >= asked.reference_id AND reference_id <= asked.reference_id
+    ORDER BY reference_id LIMIT 1) AS granted
 CROSS JOIN LATERAL (
     SELECT lot FROM credit_entries
-    WHERE tenant_id = asked.tenant_id AND seq = granted.first_seq AND tenant_id = ANY(%(tenants)s) OFFSET 0) AS line
+    WHERE tenant_id = asked.tenant_id AND seq >= granted.first_seq AND seq <= granted.first_seq
+    ORDER BY seq LIMIT 1) AS line
 CROSS JOIN LATERAL (
-    SELECT * FROM credit_buckets
-    WHERE tenant_id = asked.tenant_id AND lot = line.lot AND tenant_id = ANY(%(tenants)s) OFFSET 0) AS b"""
+    SELECT * FROM credit_buckets WHERE tenant_id = asked.tenant_id AND lot = line.lot OFFSET 0) AS b"""
 
 REVOCATION = """r.reference_id, r.transaction_id, r.grant_reference_id, r.lot, r.asked, r.taken, r.claimed,
        r.restored_transaction_id, r.created_at"""
@@ -127,40 +131,38 @@ SELECT r.tenant_id, {REVOCATION}, {LOT}
 FROM unnest(%(owners)s::text[], %(ids)s::text[]) AS asked (tenant_id, reference_id)
 CROSS JOIN LATERAL (
     SELECT * FROM credit_revocations
-    WHERE tenant_id = asked.tenant_id AND reference_id = asked.reference_id AND tenant_id = ANY(%(tenants)s)
-    OFFSET 0) AS r
+    WHERE tenant_id = asked.tenant_id AND reference_id = asked.reference_id OFFSET 0) AS r
 CROSS JOIN LATERAL (
-    SELECT * FROM credit_buckets
-    WHERE tenant_id = r.tenant_id AND lot = r.lot AND tenant_id = ANY(%(tenants)s) OFFSET 0) AS b"""
+    SELECT * FROM credit_buckets WHERE tenant_id = r.tenant_id AND lot = r.lot OFFSET 0) AS b"""
 
 OPEN_CLAIMS = f"SELECT r.tenant_id, {REVOCATION} FROM credit_revocations r WHERE r.tenant_id = ANY(%s) AND r.claimed > 0"
 
 # What a refund is asked for: the lines that took credits, how much of each was given back, and their lots as they are.
-# A second condition on the transaction's tenant would make walking all of them look as cheap as one probe.
 SPENT = f"""
 SELECT t.tenant_id, t.id, t.kind, t.tx_status, line.seq, line.lot, -line.d_posted, given.back, {LOT}
 FROM unnest(%(owners)s::text[], %(ids)s::text[]) AS asked (tenant_id, id)
 CROSS JOIN LATERAL (
-    SELECT * FROM credit_transactions WHERE tenant_id = asked.tenant_id AND id = asked.id OFFSET 0) AS t
+    SELECT * FROM credit_transactions
+    WHERE tenant_id = asked.tenant_id AND id >= asked.id AND id <= asked.id ORDER BY id LIMIT 1) AS t
 LEFT JOIN LATERAL (
     SELECT * FROM credit_entries
     WHERE tenant_id = t.tenant_id AND seq BETWEEN t.first_seq AND t.last_seq AND d_posted < 0
-      AND tenant_id = ANY(%(tenants)s)
     ORDER BY seq OFFSET 0) AS line ON true
 LEFT JOIN LATERAL (
-    SELECT coalesce(sum(d_posted), 0)::bigint AS back FROM credit_entries
-    WHERE tenant_id = t.tenant_id AND refunded_seq = line.seq AND tenant_id = ANY(%(tenants)s) OFFSET 0) AS given
-    ON true
+    SELECT coalesce(sum(d_posted), 0)::bigint AS back
+    FROM (
+        SELECT d_posted FROM credit_entries
+        WHERE tenant_id = t.tenant_id AND refunded_seq >= line.seq AND refunded_seq <= line.seq
+        ORDER BY refunded_seq OFFSET 0) AS lines) AS given ON true
 LEFT JOIN LATERAL (
-    SELECT * FROM credit_buckets
-    WHERE tenant_id = t.tenant_id AND lot = line.lot AND tenant_id = ANY(%(tenants)s) OFFSET 0) AS b ON true"""
+    SELECT * FROM credit_buckets WHERE tenant_id = t.tenant_id AND lot = line.lot OFFSET 0) AS b ON true"""
 
 ENTRIES_OF_RECORDS = f"""
 SELECT asked.tenant_id, {ENTRY}
 FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS asked (tenant_id, first_seq, last_seq)
 CROSS JOIN LATERAL (
     SELECT * FROM credit_entries
-    WHERE tenant_id = asked.tenant_id AND seq BETWEEN asked.first_seq AND asked.last_seq AND tenant_id = ANY(%s)
+    WHERE tenant_id = asked.tenant_id AND seq BETWEEN asked.first_seq AND asked.last_seq
     ORDER BY seq OFFSET 0) e"""
 
 
@@ -197,9 +199,9 @@ async def load(
         accounts = await connection.execute(LOCK_ACCOUNTS, [wanted.tenants])
         clock = await connection.execute(CLOCK, [offset_seconds])
         open_lots = await connection.execute(OPEN_LOTS, [wanted.tenants])
-        asked_holds = _values(wanted, wanted.hold_ids) | {"offset": wanted.clock_offset, "within": DUE_WITHIN}
-        holds = await connection.execute(HOLDS, asked_holds)
-        keys = [*_columns(wanted.keys, 2), wanted.tenants]
+        moments = {"tenants": wanted.tenants, "offset": wanted.clock_offset, "within": DUE_WITHIN}
+        holds = await connection.execute(HOLDS, _values(wanted.hold_ids) | moments)
+        keys = _columns(wanted.keys, 2)
         records = await connection.execute(RECORDS_BY_KEY, keys)
         operations = await connection.execute(OPERATIONS_BY_KEY, keys)
         asked = await _ask(connection, wanted)
@@ -228,13 +230,13 @@ async def _ask(connection: Connection, wanted: Wanted) -> dict[str, Cursor]:
         ("spent", SPENT, wanted.spent),
     ]
     cursors = {
-        name: await connection.execute(statement, _values(wanted, keys))
+        name: await connection.execute(statement, _values(keys))
         for name, statement, keys in questions
         if keys
     }
     if wanted.references:
         owners, kinds, ids = _columns(wanted.references, 3)
-        values = {"tenants": wanted.tenants, "owners": owners, "kinds": kinds, "ids": ids}
+        values = {"owners": owners, "kinds": kinds, "ids": ids}
         cursors["referenced"] = await connection.execute(BY_REFERENCE, values)
     if wanted.limits:
         asked = stored_limits.values_of(wanted.limits, wanted.clock_offset)
@@ -242,9 +244,9 @@ async def _ask(connection: Connection, wanted: Wanted) -> dict[str, Cursor]:
     return cursors
 
 
-def _values(wanted: Wanted, keys: Sequence[Key]) -> dict[str, Any]:
+def _values(keys: Sequence[Key]) -> dict[str, Any]:
     owners, ids = _columns(keys, 2)
-    return {"tenants": wanted.tenants, "owners": owners, "ids": ids}
+    return {"owners": owners, "ids": ids}
 
 
 async def _take_asked(asked: dict[str, Cursor], known: Known, found: "_Found") -> None:
@@ -315,9 +317,7 @@ async def entries_of(connection: Connection, records: Sequence[Record]) -> dict[
     asked = list(dict.fromkeys((each.tenant_id, each.first_seq, each.last_seq) for each in booked))
     if not asked:
         return {}
-    cursor = await connection.execute(
-        ENTRIES_OF_RECORDS, [*_columns(asked, 3), sorted({each[0] for each in asked})]
-    )
+    cursor = await connection.execute(ENTRIES_OF_RECORDS, _columns(asked, 3))
     found: dict[Key, list[Entry]] = {}
     for tenant_id, *row in await cursor.fetchall():
         entry = entry_of(row)

@@ -41,7 +41,7 @@ UPDATE credit_buckets b
 SET remaining = u.remaining, held = u.held, claimed = u.claimed, closed = u.remaining = 0, pinned_until = u.pinned_until
 FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::timestamptz[])
     AS u (tenant_id, lot, remaining, held, claimed, pinned_until)
-WHERE b.tenant_id = u.tenant_id AND b.lot = u.lot AND b.tenant_id = ANY(%s)"""
+WHERE b.tenant_id = u.tenant_id AND b.lot = u.lot"""
 
 # A hold is inserted when it is placed and updated afterwards; within one batch it may be both at once.
 WRITE_HOLDS = """
@@ -93,7 +93,7 @@ FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::timestamptz[], %s::bigin
     %s::bytea[], %s::bigint[], %s::text[], %s::text[], %s::timestamptz[])
     AS u (tenant_id, subscription, permanent, subscription_expires_at, held, seq, last_at, chain_head, next_lot, state,
         frozen_reason, frozen_at)
-WHERE a.tenant_id = u.tenant_id AND a.tenant_id = ANY(%s)"""
+WHERE a.tenant_id = u.tenant_id"""
 
 
 async def write(connection: Connection, decided: Decided) -> None:
@@ -120,7 +120,7 @@ def _statements(decided: Decided) -> list[tuple[str, list[Any]]]:
             _columns(_entry_row(outcome, entry) for outcome in decided.outcomes for entry in outcome.entries),
         ),
         (INSERT_LOTS, _columns(added)),
-        (UPDATE_LOTS, _with_tenants(_columns(updated))),
+        (UPDATE_LOTS, _columns(updated)),
         (WRITE_HOLDS, _columns(_hold_row(tenant, hold) for tenant, hold in holds)),
         (
             WRITE_LEGS,
@@ -129,17 +129,13 @@ def _statements(decided: Decided) -> list[tuple[str, list[Any]]]:
         (WRITE_REVOCATIONS, _columns(_revocation_rows(decided))),
         *_usage(decided),
         (INSERT_AUDIT, _columns(_audit_rows(decided))),
-        (UPDATE_ACCOUNTS, _with_tenants(_columns(map(_account_row, changed)))),
+        (UPDATE_ACCOUNTS, _columns(map(_account_row, changed))),
     ]
     return [(statement, columns) for statement, columns in found if columns]
 
 
 def _columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _with_tenants(columns: list[list[Any]]) -> list[list[Any]]:
-    return [*columns, sorted(set(columns[0]))] if columns else []
 
 
 def _transaction_row(record: Record) -> tuple[Any, ...]:
