@@ -70,7 +70,8 @@ class Limits:
             return Decision(key, True, "WITHIN_LIMIT", *said)
         if ceiling.soft:
             return Decision(key, True, "SOFT_LIMIT_EXCEEDED", *said)
-        if ceiling.grace_seconds and (key not in self.grace or at < self.grace[key]):
+        # One that was opened lasts until its end, whatever later plans say.
+        if at < self.grace[key] if key in self.grace else ceiling.grace_seconds:
             return Decision(key, True, "GRACE_PERIOD", *said)
         return Decision(key, False, "PLAN_LIMIT_REACHED", *said)
 
