@@ -1,11 +1,10 @@
-"""The ledger as a process, but its sessions may idle in a transaction for a second, not fifteen: tests wait for it."""
+"""The ledger as a process, but what it has given up keeps its locks for two seconds, not nine: tests wait for it."""
 
 import runpy
 
-from shared import database
+from services.ledger import lanes
 
-_options = database.session_options
-database.session_options = lambda: f"{_options()} -c idle_in_transaction_session_timeout=1s"
+lanes.ROUND_TRIP_SECONDS = 1.0
 
 if __name__ == "__main__":
     runpy.run_module("services.ledger", run_name="__main__")

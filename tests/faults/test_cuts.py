@@ -50,7 +50,7 @@ async def until_cut(proxy: Proxy, times: int) -> None:
 
 @pytest.mark.parametrize(
     ("cut", "times"),
-    [(Cut.BEFORE, 100), (Cut.AFTER, 100), (Cut.AROUND, 40)],
+    [(Cut.BEFORE, 100), (Cut.AFTER, 100), (Cut.AROUND, 20)],
     ids=lambda each: getattr(each, "name", None),
 )
 async def test_connections_cut_at_commit_and_everybody_is_told_the_truth(

@@ -18,7 +18,7 @@ from tests.faults.operations import World
 from tests.faults.proxy import Cut, proxied
 from tests.faults.writers import Writers
 
-HOLES = 6
+HOLES = 3
 PATIENCE_SECONDS = 60
 
 
