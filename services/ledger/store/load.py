@@ -15,6 +15,7 @@ from psycopg.rows import TupleRow
 from services.ledger.rules.batch import Known
 from services.ledger.rules.model import Account, Entry, Hold, Lot, Record, Revocation
 from services.ledger.store import limits as stored_limits
+from services.ledger.store.arrays import columns, texts
 from services.ledger.store.rows import (
     account_of,
     entry_of,
@@ -41,7 +42,7 @@ ON CONFLICT (tenant_id) DO NOTHING"""
 # Row locks in one order, so that two lanes or processes never wait for each other in a circle.
 LOCK_ACCOUNTS = """
 SELECT tenant_id, seq, last_at, chain_head, state, frozen_reason, next_lot, frozen_at
-FROM tenant_credits WHERE tenant_id = ANY(%s) ORDER BY tenant_id FOR NO KEY UPDATE"""
+FROM tenant_credits WHERE tenant_id = ANY(%s::text[]) ORDER BY tenant_id FOR NO KEY UPDATE"""
 
 # Read after the lock was granted: a transaction's own now() would predate the wait.
 CLOCK = "SELECT clock_timestamp() + make_interval(secs => %s)"
@@ -49,7 +50,9 @@ CLOCK = "SELECT clock_timestamp() + make_interval(secs => %s)"
 LOT = """b.lot, b.bucket, b.priority, b.granted, b.remaining, b.held, b.expires_at, b.reference_id,
        b.grant_transaction_id, b.created_at, b.claimed, b.pinned_until"""
 
-OPEN_LOTS = f"SELECT b.tenant_id, {LOT} FROM credit_buckets b WHERE b.tenant_id = ANY(%s) AND NOT b.closed"
+OPEN_LOTS = (
+    f"SELECT b.tenant_id, {LOT} FROM credit_buckets b WHERE b.tenant_id = ANY(%s::text[]) AND NOT b.closed"
+)
 
 TRANSACTION = """t.id, t.tenant_id, t.idempotency_key, t.kind, t.tx_status, t.amount, t.reason, t.description,
        t.reference_id, t.hold_id, t.refunded_transaction_id, t.metadata, t.first_seq, t.last_seq, t.created_at, t.actor"""
@@ -195,13 +198,14 @@ async def load(
         if wanted.opening:
             # The epoch: the first operation's own time follows it.
             epoch = datetime.fromtimestamp(0, opened_at.tzinfo)
-            await connection.execute(OPEN_ACCOUNTS, [epoch, genesis, opened_at, *_columns(wanted.opening, 2)])
-        accounts = await connection.execute(LOCK_ACCOUNTS, [wanted.tenants])
+            await connection.execute(OPEN_ACCOUNTS, [epoch, genesis, opened_at, *_texts(wanted.opening, 2)])
+        tenants = texts(wanted.tenants)
+        accounts = await connection.execute(LOCK_ACCOUNTS, [tenants])
         clock = await connection.execute(CLOCK, [offset_seconds])
-        open_lots = await connection.execute(OPEN_LOTS, [wanted.tenants])
-        moments = {"tenants": wanted.tenants, "offset": wanted.clock_offset, "within": DUE_WITHIN}
+        open_lots = await connection.execute(OPEN_LOTS, [tenants])
+        moments = {"tenants": tenants, "offset": wanted.clock_offset, "within": DUE_WITHIN}
         holds = await connection.execute(HOLDS, _values(wanted.hold_ids) | moments)
-        keys = _columns(wanted.keys, 2)
+        keys = _texts(wanted.keys, 2)
         records = await connection.execute(RECORDS_BY_KEY, keys)
         operations = await connection.execute(OPERATIONS_BY_KEY, keys)
         asked = await _ask(connection, wanted)
@@ -235,7 +239,7 @@ async def _ask(connection: Connection, wanted: Wanted) -> dict[str, Cursor]:
         if keys
     }
     if wanted.references:
-        owners, kinds, ids = _columns(wanted.references, 3)
+        owners, kinds, ids = _texts(wanted.references, 3)
         values = {"owners": owners, "kinds": kinds, "ids": ids}
         cursors["referenced"] = await connection.execute(BY_REFERENCE, values)
     if wanted.limits:
@@ -245,7 +249,7 @@ async def _ask(connection: Connection, wanted: Wanted) -> dict[str, Cursor]:
 
 
 def _values(keys: Sequence[Key]) -> dict[str, Any]:
-    owners, ids = _columns(keys, 2)
+    owners, ids = _texts(keys, 2)
     return {"owners": owners, "ids": ids}
 
 
@@ -317,7 +321,7 @@ async def entries_of(connection: Connection, records: Sequence[Record]) -> dict[
     asked = list(dict.fromkeys((each.tenant_id, each.first_seq, each.last_seq) for each in booked))
     if not asked:
         return {}
-    cursor = await connection.execute(ENTRIES_OF_RECORDS, _columns(asked, 3))
+    cursor = await connection.execute(ENTRIES_OF_RECORDS, columns(asked, "tnn"))
     found: dict[Key, list[Entry]] = {}
     for tenant_id, *row in await cursor.fetchall():
         entry = entry_of(row)
@@ -325,6 +329,5 @@ async def entries_of(connection: Connection, records: Sequence[Record]) -> dict[
     return {key: tuple(lines) for key, lines in found.items()}
 
 
-def _columns(rows: Iterable[Sequence[Any]], width: int) -> list[list[Any]]:
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    return columns or [[] for _ in range(width)]
+def _texts(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    return columns(rows, "t" * width) or ["{}"] * width

@@ -1,11 +1,11 @@
 """What a batch changed, each table written once, in the round trip that commits."""
 
 import json
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from services.ledger.rules.batch import Decided
 from services.ledger.rules.model import SUBSCRIPTION, Account, Entry, Hold, Leg, Lot, Outcome, Record
+from services.ledger.store.arrays import columns
 from services.ledger.store.load import Connection
 from shared import ids
 
@@ -105,37 +105,31 @@ async def write(connection: Connection, decided: Decided) -> None:
         await pipeline.sync()
 
 
-def _statements(decided: Decided) -> list[tuple[str, list[Any]]]:
+def _statements(decided: Decided) -> list[tuple[str, list[str]]]:
     """What is to be written, tables without a change left out."""
     of_credits = [record for record in decided.records if record.transaction is not None]
     others = [record for record in decided.records if record.transaction is None]
     added, updated = _lots(decided)
     holds = _holds(decided)
     changed = [account for tenant, account in decided.after.items() if account is not decided.before[tenant]]
-    found: list[tuple[str, list[Any]]] = [
-        (INSERT_TRANSACTIONS, _columns(map(_transaction_row, of_credits))),
-        (INSERT_OPERATIONS, _columns(map(_operation_row, others))),
-        (
-            INSERT_ENTRIES,
-            _columns(_entry_row(outcome, entry) for outcome in decided.outcomes for entry in outcome.entries),
-        ),
-        (INSERT_LOTS, _columns(added)),
-        (UPDATE_LOTS, _columns(updated)),
-        (WRITE_HOLDS, _columns(_hold_row(tenant, hold) for tenant, hold in holds)),
-        (
-            WRITE_LEGS,
-            _columns(_leg_row(tenant, hold, leg) for tenant, hold in holds for leg in hold.legs),
-        ),
-        (WRITE_REVOCATIONS, _columns(_revocation_rows(decided))),
-        *_usage(decided),
-        (INSERT_AUDIT, _columns(_audit_rows(decided))),
-        (UPDATE_ACCOUNTS, _columns(map(_account_row, changed))),
+    entries = [_entry_row(outcome, entry) for outcome in decided.outcomes for entry in outcome.entries]
+    legs = [_leg_row(tenant, hold, leg) for tenant, hold in holds for leg in hold.legs]
+    used, graces = _usage(decided)
+    found = [
+        (INSERT_TRANSACTIONS, columns(map(_transaction_row, of_credits), "tttbntntttttttttnnm")),
+        (INSERT_OPERATIONS, columns(map(_operation_row, others), "tttbnftm")),
+        (INSERT_ENTRIES, columns(entries, "tntnttnnnnnnnmb")),
+        (INSERT_LOTS, columns(added, "tnttnnnnnmttfmm")),
+        (UPDATE_LOTS, columns(updated, "tnnnnm")),
+        (WRITE_HOLDS, columns([_hold_row(tenant, hold) for tenant, hold in holds], "ttttnnnfmmmtt")),
+        (WRITE_LEGS, columns(legs, "ttnnnnn")),
+        (WRITE_REVOCATIONS, columns(_revocation_rows(decided), "ttttnnnntm")),
+        (WRITE_USAGE, columns(used, "ttnm")),
+        (OPEN_GRACE_PERIODS, columns(graces, "ttmm")),
+        (INSERT_AUDIT, columns(_audit_rows(decided), "tttttt")),
+        (UPDATE_ACCOUNTS, columns(map(_account_row, changed), "tnnmnnmbnttm")),
     ]
-    return [(statement, columns) for statement, columns in found if columns]
-
-
-def _columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]
+    return [(statement, values) for statement, values in found if values]
 
 
 def _transaction_row(record: Record) -> tuple[Any, ...]:
@@ -156,7 +150,7 @@ def _transaction_row(record: Record) -> tuple[Any, ...]:
         transaction.hold_id,
         transaction.refunded_transaction_id,
         transaction.actor,
-        json.dumps(transaction.metadata) if transaction.metadata else "{}",
+        _json(dict(transaction.metadata)) if transaction.metadata else "{}",
         _json(record.answer),
         transaction.first_seq,
         transaction.last_seq,
@@ -287,7 +281,8 @@ def _revocation_rows(decided: Decided) -> list[tuple[Any, ...]]:
     ]
 
 
-def _usage(decided: Decided) -> list[tuple[str, list[Any]]]:
+def _usage(decided: Decided) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """(usage, grace periods that began), as they are at the end of the batch."""
     ends = {
         (tenant, state.limit_key): (tenant, state.limit_key, state, at)
         for tenant, state, at in decided.counted
@@ -298,7 +293,7 @@ def _usage(decided: Decided) -> list[tuple[str, list[Any]]]:
         for tenant, key, state, at in ends.values()
         if state.grace_expires_at is not None
     ]
-    return [(WRITE_USAGE, _columns(used)), (OPEN_GRACE_PERIODS, _columns(graces))]
+    return used, graces
 
 
 def _audit_rows(decided: Decided) -> list[tuple[Any, ...]]:
