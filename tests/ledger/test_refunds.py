@@ -294,3 +294,20 @@ async def test_the_balance_answered_knows_what_a_claim_takes_at_once(
     assert answer.transaction.amount == 20
     assert answer.balance.available == 5 == await available(ledger, tenant)
     assert answer.balance.as_of_seq == answer.transaction.last_seq + 1
+
+
+async def test_two_lines_of_one_ended_lot_serve_its_claim_once(
+    ledger: RunningLedger, tenant: str, travel: Travel
+) -> None:
+    await ledger.funding.GrantCredits(a_grant(tenant, 10, reference_id="pay_F", expires_at=in_days(2)))
+    hold = (await ledger.service.PlaceHold(a_hold(tenant, 4))).hold.id
+    shortfall = pb.OVER_CAPTURE_POLICY_DEBIT_SHORTFALL
+    capture = await ledger.service.CaptureHold(a_capture(tenant, hold, 8, over_capture_policy=shortfall))
+    await ledger.funding.RevokeGrant(a_revocation(tenant, "pay_F", 7))  # 2 are there, 5 are claimed
+    travel.forward(days=3)
+
+    await ledger.service.RefundDebit(
+        a_refund(tenant, capture.transaction.id, expired_policy=pb.EXPIRED_POLICY_TO_PERMANENT)
+    )
+
+    assert await available(ledger, tenant) == 3

@@ -4,7 +4,18 @@ from datetime import datetime
 from typing import Any
 
 from services.ledger.rules.limits import LimitDecision
-from services.ledger.rules.model import BucketTotals, Entry, Hold, Noted, Outcome, Record, Revoked, Totals
+from services.ledger.rules.model import (
+    PERMANENT,
+    SUBSCRIPTION,
+    BucketTotals,
+    Entry,
+    Hold,
+    Noted,
+    Outcome,
+    Record,
+    Revoked,
+    Totals,
+)
 from services.ledger.rules.usage import Parts
 from shared.errors import FailedPrecondition
 
@@ -15,7 +26,7 @@ _DECISION = ("limit_key", "allowed", "reason", "limit", "used", "remaining", "ki
 
 def of_outcome(outcome: Outcome) -> dict[str, Any]:
     """What an operation on credits answered, beside its transaction."""
-    answer = _of_totals(outcome.totals)
+    answer: dict[str, Any] = {"balance": _of_totals(outcome.totals)}
     if outcome.totals.as_of != outcome.transaction.created_at:  # what followed at once is in the balance
         answer["as_of"] = _text(outcome.totals.as_of)
     if outcome.hold is not None:
@@ -32,7 +43,7 @@ def of_outcome(outcome: Outcome) -> dict[str, Any]:
 
 def of_noted(noted: Noted) -> dict[str, Any]:
     """What an operation answered that moves no credits."""
-    answer = _of_totals(noted.totals)
+    answer: dict[str, Any] = {"balance": _of_totals(noted.totals)}
     answer["limits"] = [_of_decision(each) for each in noted.limits]
     answer["frozen_at"] = _text(noted.frozen_at)
     return answer
@@ -47,7 +58,7 @@ def of_refusal(refusal: FailedPrecondition, parts: Parts | None) -> dict[str, An
     }
     if parts is not None:
         answer["limits"] = [_of_decision(each) for each in parts.limits]
-        answer["totals"] = _of_totals(parts.totals)
+        answer["balance"] = _of_totals(parts.totals)
     return answer
 
 
@@ -60,7 +71,7 @@ def outcome(record: Record, lines: tuple[Entry, ...]) -> Outcome:
     return Outcome(
         record.transaction,
         lines,
-        _totals(answer, record.decided_at),
+        _totals(answer["balance"], record.decided_at),
         hold=None if hold is None else _hold(hold),
         refundable=answer.get("refundable", 0),
         revoked=None if revoked is None else Revoked(*revoked),
@@ -73,7 +84,7 @@ def noted(record: Record) -> Noted:
     """The answer of a stored operation that moved no credits."""
     answer = record.answer
     return Noted(
-        _totals(answer, record.decided_at),
+        _totals(answer["balance"], record.decided_at),
         limits=tuple(_decision(each) for each in answer["limits"]),
         frozen_at=_time(answer["frozen_at"]),
         replayed=True,
@@ -97,37 +108,40 @@ def refusal(record: Record) -> FailedPrecondition:
 def parts(record: Record) -> Parts | None:
     """What each part of a refused decision said; None where it had only one."""
     answer = record.answer
-    if "totals" not in answer:
+    if "balance" not in answer:
         return None
     decisions = tuple(_decision(each) for each in answer["limits"])
-    return Parts(decisions, _totals(answer["totals"], record.decided_at))
+    return Parts(decisions, _totals(answer["balance"], record.decided_at))
 
 
-def _of_totals(totals: Totals) -> dict[str, Any]:
-    return {
-        "available": totals.available,
-        "held": totals.held,
-        "posted": totals.posted,
-        "buckets": [
-            [each.bucket, each.credits, each.held, _text(each.next_expires_at)] for each in totals.buckets
-        ],
-        "next_expires_at": _text(totals.next_expires_at),
-        "seq": totals.as_of_seq,
-    }
+def _of_totals(totals: Totals) -> list[Any]:
+    """Short, since it is kept with every debit: what the rest is added up from."""
+    subscription, permanent = totals.buckets
+    return [
+        totals.available,
+        subscription.credits,
+        subscription.held,
+        _text(subscription.next_expires_at),
+        permanent.credits,
+        permanent.held,
+        totals.as_of_seq,
+    ]
 
 
-def _totals(answer: dict[str, Any], at: datetime) -> Totals:
+def _totals(kept: list[Any], at: datetime) -> Totals:
+    available, subscription, held_subscription, ends_at, permanent, held_permanent, seq = kept
+    next_expires_at = _time(ends_at)
     return Totals(
-        available=answer["available"],
-        held=answer["held"],
-        posted=answer["posted"],
-        buckets=tuple(
-            BucketTotals(bucket, credits, held, _time(expires_at))
-            for bucket, credits, held, expires_at in answer["buckets"]
+        available=available,
+        held=held_subscription + held_permanent,
+        posted=subscription + permanent,
+        buckets=(
+            BucketTotals(SUBSCRIPTION, subscription, held_subscription, next_expires_at),
+            BucketTotals(PERMANENT, permanent, held_permanent, None),
         ),
-        next_expires_at=_time(answer["next_expires_at"]),
-        as_of_seq=answer["seq"],
-        as_of=_time(answer.get("as_of")) or at,
+        next_expires_at=next_expires_at,
+        as_of_seq=seq,
+        as_of=at,
     )
 
 

@@ -103,9 +103,13 @@ def _split(
 ) -> tuple[list[tuple[SpentLine, int]], list[tuple[SpentLine, int]]]:
     """(what returns to its lot, what must go elsewhere): a claim on an ended lot is served before the policy."""
     back, stranded = [], []
+    claimed: dict[int, int] = {}  # what is still claimed of each ended lot
     for line, part in parts:
         lot = lots.find(account, line.lot)
-        home = part if lot.live(now) or expired_policy == EXPIRE_AGAIN else min(part, lot.claimed)
+        home = part
+        if not lot.live(now) and expired_policy != EXPIRE_AGAIN:
+            home = min(part, claimed.get(line.lot, lot.claimed))
+            claimed[line.lot] = claimed.get(line.lot, lot.claimed) - home
         if home:
             back.append((line, home))
         if part > home:

@@ -62,7 +62,7 @@ class _ExpiredPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Expired
     """It becomes permanent."""
 
 class ExpiredPolicy(_ExpiredPolicy, metaclass=_ExpiredPolicyEnumTypeWrapper):
-    """What happens to a refund whose lot has expired."""
+    """What happens to a refund whose lot has expired. What a revocation still claims of the lot it takes first."""
 
 EXPIRED_POLICY_UNSPECIFIED: ExpiredPolicy.ValueType  # 0
 """As EXPIRE_AGAIN."""
