@@ -4,7 +4,7 @@ UV := .tools/bin/uv
 BIN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup run demo psql test bench bench-long soak check proto baseline fmt lock clean
+.PHONY: help setup run demo psql test bench bench-long soak planted check proto baseline fmt lock clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
@@ -48,6 +48,9 @@ bench: .venv/.ok ## measure the ledger beside simpler ways to debit; QUICK=1 end
 
 bench-long: .venv/.ok ## the same with ten million transactions of history
 	@$(BIN)/python -m bench long
+
+planted: .venv/.ok ## plant the usual bugs in copies of this checkout: the tests have to catch each
+	@$(BIN)/python -m tests.planted $(BUGS)
 
 check: .venv/.ok ## lint contracts and code, check types
 	@$(BIN)/buf format -d --exit-code proto
