@@ -15,8 +15,10 @@ class LedgerSettings(RoomSettings):
     ledger_lanes: int = Field(
         default=2, ge=1, le=64, description="write connections; about one for each core"
     )
-    ledger_waiting_max: int = Field(default=4000, ge=1, description="operations that may wait on one lane")
-    ledger_waiting_per_tenant_max: int = Field(default=2000, ge=1, description="of these, one tenant's share")
+    ledger_waiting_max: int = Field(default=20_000, ge=1, description="operations that may wait on one lane")
+    ledger_waiting_per_tenant_max: int = Field(
+        default=10_000, ge=1, description="of these, one tenant's share"
+    )
     ledger_grace_retention_days: int = Field(
         default=30, ge=1, description="how long a grace period is kept after its end"
     )

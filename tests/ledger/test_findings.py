@@ -101,11 +101,22 @@ async def test_a_finding_that_is_not_there_is_refused(ledger: RunningLedger) -> 
 async def test_cleanup_deletes_what_ended_long_ago_and_only_that(
     ledger: RunningLedger, hand: Hand, tenant: str
 ) -> None:
-    for key, days in (("blog.posts", 31), ("blog.drafts", 29), ("seo.audits", -1)):
+    for key, days in (("blog.posts", 31), ("blog.drafts", 29), ("seo.audits", -1), ("blog.over", 400)):
         hand.run(
             "INSERT INTO grace_periods (tenant_id, limit_key, expires_at, created_at)"
             " VALUES (%s, %s, now() - make_interval(days => %s), now())",
             *(tenant, key, days),
+        )
+    hand.run(
+        "INSERT INTO tenant_services (tenant_id, service_code, id, enabled, limits, created_at, updated_at)"
+        " VALUES (%s, 'blog', 'svc', true, %s, now(), now())",
+        *(tenant, '{"posts": {"limit": 10, "kind": "hard"}, "over": {"limit": 10, "kind": "hard"}}'),
+    )
+    for key, used in (("blog.posts", 10), ("blog.over", 11)):
+        hand.run(
+            "INSERT INTO tenant_usage (tenant_id, limit_key, used, created_at, updated_at)"
+            " VALUES (%s, %s, %s, now(), now())",
+            *(tenant, key, used),
         )
     for room, hours in (("ledger", -1), ("ledger", 1), ("webhooks", -1)):
         hand.run(
@@ -123,7 +134,7 @@ async def test_cleanup_deletes_what_ended_long_ago_and_only_that(
     assert await cleanup() == (1, 1)
     assert await cleanup() == (0, 0)
     left = hand.look("SELECT limit_key FROM grace_periods WHERE tenant_id = %s", tenant)
-    assert {row["limit_key"] for row in left} == {"blog.drafts", "seo.audits"}
+    assert {row["limit_key"] for row in left} == {"blog.drafts", "seo.audits", "blog.over"}
     buckets = hand.look("SELECT room, key FROM rate_limit_buckets WHERE key LIKE %s", f"{tenant}%")
     assert {(row["room"], row["key"]) for row in buckets} == {
         ("ledger", f"{tenant}:1"),

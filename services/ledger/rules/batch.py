@@ -171,7 +171,7 @@ class _Batch:
         # What returns to a lot that has ended, or is claimed, is gone again at once: the balance answered says so.
         after, booked = settling.settle(after, self._moment(after), self._id_at(after))
         if booked:
-            outcome = outcome._replace(totals=booked[-1].totals)
+            outcome = outcome._replace(totals=booked[-1].totals._replace(as_of=outcome.totals.as_of))
         if not dry_run:
             self._note(operation, outcome, now)
             self._take_over(after, booked)

@@ -5,7 +5,13 @@ from datetime import datetime
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-GRACE = "FROM grace_periods WHERE expires_at < :ended_before"
+# One that ended while the tenant is still above its limit stays: without it the next use would begin another.
+GRACE = """
+FROM grace_periods g WHERE expires_at < :ended_before AND NOT EXISTS (
+    SELECT FROM tenant_usage u
+    JOIN tenant_services s ON s.tenant_id = u.tenant_id AND s.service_code = split_part(u.limit_key, '.', 1)
+    WHERE u.tenant_id = g.tenant_id AND u.limit_key = g.limit_key
+      AND u.used > (s.limits -> split_part(u.limit_key, '.', 2) ->> 'limit')::bigint)"""
 RATES = "FROM rate_limit_buckets WHERE room = 'ledger' AND tat < :now"
 
 

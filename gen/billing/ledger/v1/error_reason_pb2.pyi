@@ -30,7 +30,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_PLAN_LIMIT_REACHED: _ErrorReason.ValueType  # 2
     """FAILED_PRECONDITION, remembered: a limit of the plan is reached. Metadata: limit_key, limit, used, requested,
-    addon (the add-on that lifts it, when one does). Upgrade or buy the add-on.
+    addon (the add-on that lifts it, when one does); without `limit` where there is no ceiling, with `why`
+    (`service_disabled`) where the service is not part of the plan. Upgrade or buy the add-on.
     """
     ERROR_REASON_IDEMPOTENCY_KEY_REUSED: _ErrorReason.ValueType  # 3
     """FAILED_PRECONDITION: the idempotency key was used before for something else. Metadata: field, the
@@ -92,7 +93,8 @@ Buy credits or ask for less, with a new key.
 """
 ERROR_REASON_PLAN_LIMIT_REACHED: ErrorReason.ValueType  # 2
 """FAILED_PRECONDITION, remembered: a limit of the plan is reached. Metadata: limit_key, limit, used, requested,
-addon (the add-on that lifts it, when one does). Upgrade or buy the add-on.
+addon (the add-on that lifts it, when one does); without `limit` where there is no ceiling, with `why`
+(`service_disabled`) where the service is not part of the plan. Upgrade or buy the add-on.
 """
 ERROR_REASON_IDEMPOTENCY_KEY_REUSED: ErrorReason.ValueType  # 3
 """FAILED_PRECONDITION: the idempotency key was used before for something else. Metadata: field, the
