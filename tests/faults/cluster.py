@@ -44,7 +44,8 @@ class OwnCluster:
         """kill -9 of one backend: the server then ends all the others and recovers by itself."""
         with psycopg.connect(self.server.url("postgres")) as db:
             row = db.execute(
-                "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'ledger-lane-%' LIMIT 1"
+                "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'ledger-lane-%'"
+                " ORDER BY state = 'idle' LIMIT 1"
             ).fetchone()
         if row is not None:
             os.kill(row[0], signal.SIGKILL)

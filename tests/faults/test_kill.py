@@ -19,7 +19,7 @@ from tests.faults.ledgers import Client, LedgerProcess, client_of
 from tests.faults.operations import World
 from tests.faults.writers import Writers
 
-ACKNOWLEDGED_BETWEEN_KILLS = 60
+ACKNOWLEDGED_BETWEEN_KILLS = 40
 KILLS_A_ROUND = 8
 PATIENCE_SECONDS = 60
 
@@ -100,7 +100,7 @@ async def test_kill_9_of_the_ledger_and_of_postgres_loses_nothing_and_repeats_no
     seed = soaking.seed(20262)
     rng = random.Random(seed)
     async with round_of_kills(house, tenant, seed) as writers:
-        for kill in rng.sample(KILLS, len(KILLS)):
+        for kill in rng.sample([*KILLS, *[kill_a_backend] * 4], 8):
             await until_acknowledged(writers, ACKNOWLEDGED_BETWEEN_KILLS)
             await asyncio.sleep(rng.uniform(0, 0.1))
             await kill(house)
