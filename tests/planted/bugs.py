@@ -52,4 +52,4 @@ BUGS = (
     ),
 )
 # A few seconds each: these run with every other test.
-QUICK = ("refusals_not_remembered", "lost_commit_done_again")
+QUICK = ("reply_before_commit", "lost_commit_done_again")

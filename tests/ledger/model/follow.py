@@ -204,7 +204,7 @@ class Follower:
         buckets: Counter[int] = Counter()
         for line in transaction.entries:
             buckets[line.bucket] += line.d_posted
-        assert {each.bucket: each.credits for each in transaction.buckets if each.credits} == {
+        assert {each.bucket: each.credits for each in transaction.buckets} == {
             bucket: credits for bucket, credits in buckets.items() if credits
         }, told
 
