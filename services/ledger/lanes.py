@@ -26,6 +26,7 @@ from services.ledger.rules.requests import Group, Operation, Settle
 from services.ledger.rules.usage import NotAuthorized
 from services.ledger.store import load as loading
 from services.ledger.store import write as writing
+from services.ledger.store.round_trip import Connection
 from services.ledger.store.wanted import wanted
 from shared import backoff, clock, database, ids, logs
 from shared.errors import BillingError, Internal, Unavailable
@@ -128,7 +129,7 @@ class _Lane:
         self._waiting: dict[str, int] = {}  # operations by tenant
         self._waiting_in_all = 0
         self._wake = asyncio.Event()
-        self._connection: loading.Connection | None = None
+        self._connection: Connection | None = None
         self._taken: list[_Waiter] = []
 
     async def enqueue(self, operations: tuple[Operation, ...]) -> list[Result | Refusal]:
@@ -258,12 +259,12 @@ class _Lane:
         return answered
 
     async def _load(
-        self, connection: loading.Connection, operations: Sequence[Operation]
+        self, connection: Connection, operations: Sequence[Operation]
     ) -> tuple[batch.Known, list[str]]:
         asked = wanted(operations, clock_offset=clock.offset())
         return await loading.load(connection, asked, opened_at=clock.now(), genesis=GENESIS)
 
-    async def _connected(self) -> loading.Connection:
+    async def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
             self._connection = await AsyncConnection.connect(
                 self._url,

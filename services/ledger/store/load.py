@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from psycopg import AsyncConnection, AsyncCursor
-from psycopg.rows import TupleRow
-
 from services.ledger.rules.batch import Known
 from services.ledger.rules.model import Account, Entry, Hold, Lot, Record, Revocation
 from services.ledger.store import limits as stored_limits
 from services.ledger.store.arrays import columns, texts
+from services.ledger.store.round_trip import Connection, RoundTrip
 from services.ledger.store.rows import (
     account_of,
     entry_of,
@@ -25,8 +23,6 @@ from services.ledger.store.rows import (
     spent_of,
 )
 
-Connection = AsyncConnection[TupleRow]
-Cursor = AsyncCursor[TupleRow]
 Key = tuple[str, str]
 
 # Holds that are due are settled this many at a time: a tenant that lets thousands lapse at once pays in portions.
@@ -192,32 +188,31 @@ async def load(
 
     One round trip; a second where a lot is claimed by a revocation, which is rare.
     """
-    offset_seconds = wanted.clock_offset.total_seconds()
-    async with connection.pipeline() as pipeline:
-        await connection.execute("BEGIN")
-        if wanted.opening:
-            # The epoch: the first operation's own time follows it.
-            epoch = datetime.fromtimestamp(0, opened_at.tzinfo)
-            await connection.execute(OPEN_ACCOUNTS, [epoch, genesis, opened_at, *_texts(wanted.opening, 2)])
-        tenants = texts(wanted.tenants)
-        accounts = await connection.execute(LOCK_ACCOUNTS, [tenants])
-        clock = await connection.execute(CLOCK, [offset_seconds])
-        open_lots = await connection.execute(OPEN_LOTS, [tenants])
-        moments = {"tenants": tenants, "offset": wanted.clock_offset, "within": DUE_WITHIN}
-        holds = await connection.execute(HOLDS, _values(wanted.hold_ids) | moments)
-        keys = _texts(wanted.keys, 2)
-        records = await connection.execute(RECORDS_BY_KEY, keys)
-        operations = await connection.execute(OPERATIONS_BY_KEY, keys)
-        asked = await _ask(connection, wanted)
-        await pipeline.sync()
-        ((now,),) = await clock.fetchall()
-        found = _Found(await accounts.fetchall())
-        found.take_lots(await open_lots.fetchall())
-        due = found.take_holds(await holds.fetchall())
-        known = Known(now=now, accounts={}, records={})
-        for record in map(record_of, [*await records.fetchall(), *await operations.fetchall()]):
-            known.records[record.tenant_id, record.idempotency_key] = record
-        await _take_asked(asked, known, found)
+    trip = RoundTrip(connection)
+    trip.ask("BEGIN")
+    if wanted.opening:
+        # The epoch: the first operation's own time follows it.
+        epoch = datetime.fromtimestamp(0, opened_at.tzinfo)
+        trip.ask(OPEN_ACCOUNTS, [epoch, genesis, opened_at, *_texts(wanted.opening, 2)])
+    tenants = texts(wanted.tenants)
+    accounts = trip.ask(LOCK_ACCOUNTS, [tenants])
+    clock = trip.ask(CLOCK, [wanted.clock_offset.total_seconds()])
+    open_lots = trip.ask(OPEN_LOTS, [tenants])
+    moments = {"tenants": tenants, "offset": wanted.clock_offset, "within": DUE_WITHIN}
+    holds = trip.ask(HOLDS, _values(wanted.hold_ids) | moments)
+    keys = _texts(wanted.keys, 2)
+    records = trip.ask(RECORDS_BY_KEY, keys)
+    operations = trip.ask(OPERATIONS_BY_KEY, keys)
+    asked = _ask(trip, wanted)
+    rows = await trip.go()
+    ((now,),) = rows[clock]
+    found = _Found(rows[accounts])
+    found.take_lots(rows[open_lots])
+    due = found.take_holds(rows[holds])
+    known = Known(now=now, accounts={}, records={})
+    for record in map(record_of, [*rows[records], *rows[operations]]):
+        known.records[record.tenant_id, record.idempotency_key] = record
+    _take_asked({name: rows[place] for name, place in asked.items()}, known, found)
     if claimed := found.claimed():
         cursor = await connection.execute(OPEN_CLAIMS, [claimed])
         for tenant_id, *row in await cursor.fetchall():
@@ -226,26 +221,22 @@ async def load(
     return known, [tenant_id for tenant_id, count in due.items() if count >= DUE_HOLDS_MAX]
 
 
-async def _ask(connection: Connection, wanted: Wanted) -> dict[str, Cursor]:
-    """Sends what only some operations need; most batches send none of it."""
+def _ask(trip: RoundTrip, wanted: Wanted) -> dict[str, int]:
+    """Asks what only some operations need; most batches ask none of it."""
     questions: list[tuple[str, str, Sequence[Key]]] = [
         ("granted", GRANTED_LOTS, wanted.granted),
         ("revoked", REVOCATIONS, wanted.revoked),
         ("spent", SPENT, wanted.spent),
     ]
-    cursors = {
-        name: await connection.execute(statement, _values(keys))
-        for name, statement, keys in questions
-        if keys
-    }
+    places = {name: trip.ask(statement, _values(keys)) for name, statement, keys in questions if keys}
     if wanted.references:
         owners, kinds, ids = _texts(wanted.references, 3)
         values = {"owners": owners, "kinds": kinds, "ids": ids}
-        cursors["referenced"] = await connection.execute(BY_REFERENCE, values)
+        places["referenced"] = trip.ask(BY_REFERENCE, values)
     if wanted.limits:
         asked = stored_limits.values_of(wanted.limits, wanted.clock_offset)
-        cursors["limits"] = await connection.execute(stored_limits.STATES, asked)
-    return cursors
+        places["limits"] = trip.ask(stored_limits.STATES, asked)
+    return places
 
 
 def _values(keys: Sequence[Key]) -> dict[str, Any]:
@@ -253,8 +244,7 @@ def _values(keys: Sequence[Key]) -> dict[str, Any]:
     return {"owners": owners, "ids": ids}
 
 
-async def _take_asked(asked: dict[str, Cursor], known: Known, found: "_Found") -> None:
-    rows = {name: await cursor.fetchall() for name, cursor in asked.items()}
+def _take_asked(rows: dict[str, list[tuple[Any, ...]]], known: Known, found: "_Found") -> None:
     for tenant_id, kind, reference_id, transaction_id in rows.get("referenced", ()):
         known.referenced[tenant_id, kind, reference_id] = transaction_id
     for tenant_id, reference_id, *lot in rows.get("granted", ()):

@@ -6,7 +6,7 @@ from typing import Any
 from services.ledger.rules.batch import Decided
 from services.ledger.rules.model import SUBSCRIPTION, Account, Entry, Hold, Leg, Lot, Outcome, Record
 from services.ledger.store.arrays import columns
-from services.ledger.store.load import Connection
+from services.ledger.store.round_trip import Connection, RoundTrip
 from shared import ids
 
 INSERT_TRANSACTIONS = """
@@ -98,11 +98,11 @@ WHERE a.tenant_id = u.tenant_id"""
 
 async def write(connection: Connection, decided: Decided) -> None:
     """Writes each table once and commits: one round trip. Returning means that it is durable."""
-    async with connection.pipeline() as pipeline:
-        for statement, values in _statements(decided):
-            await connection.execute(statement, values)
-        await connection.execute("COMMIT")
-        await pipeline.sync()
+    trip = RoundTrip(connection)
+    for statement, values in _statements(decided):
+        trip.ask(statement, values)
+    trip.ask("COMMIT")
+    await trip.go()
 
 
 def _statements(decided: Decided) -> list[tuple[str, list[str]]]:
@@ -333,5 +333,5 @@ def _account_row(account: Account) -> tuple[Any, ...]:
     )
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
+# Kept, since `json.dumps` with separators makes an encoder for every value.
+_json = json.JSONEncoder(separators=(",", ":")).encode
