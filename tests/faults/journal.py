@@ -117,7 +117,7 @@ class Call:
         except (ResourceExhausted, Aborted) as error:
             answer = Answer(Told.TURNED_AWAY, reason=error.reason)
         except BillingError as refusal:
-            assert refusal.definite, f"{self.name}: {refusal!r}"
+            assert refusal.code == "FAILED_PRECONDITION", f"{self.name}: {refusal!r}"
             is_kept = self.rpc not in OF_OPERATORS_AND_ROOMS
             answer = Answer(Told.REFUSED, None, refusal.reason, refusal.metadata, is_kept)
         else:

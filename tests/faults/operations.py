@@ -145,12 +145,13 @@ def _hold(_: World, rng: random.Random, tenant: str, key: str) -> Message:
 def _capture(world: World, rng: random.Random, tenant: str, key: str) -> Message | None:
     if not world.holds[tenant]:
         return None
+    more_follows = rng.random() < 0.4  # then there must be something to capture
     return pb.CaptureHoldRequest(
         tenant_id=tenant,
         idempotency_key=key,
         hold_id=rng.choice(world.holds[tenant]),
-        credits=rng.randint(0, 35),
-        more_follows=rng.random() < 0.4,
+        credits=rng.randint(1 if more_follows else 0, 35),
+        more_follows=more_follows,
         over_capture_policy=rng.choice(pb.OverCapturePolicy.values()),
     )
 
