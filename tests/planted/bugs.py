@@ -22,15 +22,17 @@ class Bug:
 
 RPC = "tests/ledger/test_rpc.py::"
 SIMULATION = "tests/ledger/test_simulation.py::test_whatever_fails_everybody_is_told_what_is_there"
-TWO_LEDGERS = (
-    "tests/faults/test_two_ledgers.py::test_the_same_keys_at_two_ledgers_have_one_effect_and_one_answer"
-)
+LOCKS = "tests/ledger/test_locks.py::"
+
 
 BUGS = (
     Bug("no_unique_key", (RPC + "test_the_same_key_answers_the_first_result",)),
-    Bug("read_then_write", (TWO_LEDGERS,)),
+    Bug("read_then_write", (LOCKS + "test_the_second_debit_sees_what_the_first_one_left",)),
     Bug("reply_before_commit", (SIMULATION,)),
-    Bug("key_looked_up_before_the_lock", (TWO_LEDGERS,)),
+    Bug(
+        "key_looked_up_before_the_lock",
+        (LOCKS + "test_the_second_call_with_a_key_is_told_what_the_first_one_did",),
+    ),
     Bug(
         "fingerprint_not_compared",
         (RPC + "test_a_key_reused_for_something_else_is_refused_naming_the_field",),
@@ -48,7 +50,7 @@ BUGS = (
     ),
     Bug(
         "limits_read_before_the_lock",
-        ("tests/ledger/test_limits.py::test_two_ledgers_never_count_an_eleventh_post",),
+        (LOCKS + "test_the_second_of_two_cannot_have_the_last_post_again",),
     ),
 )
 # A few seconds each: these run with every other test.
