@@ -38,9 +38,9 @@ class Module:
 
     @property
     def layer(self) -> str | None:
-        """`rpc` for services/ledger/rpc.py, for rpc_admin.py beside it, and for everything below services/ledger/rpc/."""
+        """`rules` for services/ledger/rules.py and everything below services/ledger/rules/."""
         parts = self.name.split(".")
-        return (parts[2].partition("_")[0] or parts[2]) if self.room and len(parts) > 2 else None
+        return parts[2] if self.room and len(parts) > 2 else None
 
     def imports(self) -> Iterator[tuple[str, int]]:
         """Every imported name in full, `shared.clock.now` rather than `shared.clock`, with its line."""

@@ -11,8 +11,8 @@ from billing.ledger.v1 import ledger_admin_pb2 as admin_pb
 from billing.ledger.v1 import ledger_pb2 as pb
 from psycopg.rows import dict_row
 
-from services.ledger import actions_audit
-from services.ledger.actions_audit import Audited
+from services.ledger.actions import audit as actions_audit
+from services.ledger.actions.audit import Audited
 from services.ledger.rules import verify
 from services.ledger.store import history
 from services.ledger.store.audit.found import snapshot

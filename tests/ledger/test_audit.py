@@ -11,7 +11,7 @@ from billing.ledger.v1 import ledger_maintenance_pb2 as maintenance_pb
 from billing.ledger.v1 import ledger_pb2 as pb
 from billing.maintenance.v1 import alert_pb2
 
-from services.ledger import actions_audit
+from services.ledger.actions import audit as actions_audit
 from shared import errors
 from tests.ledger.builders import a_capture, a_debit, a_grant, a_hold, in_days
 from tests.ledger.conftest import RunningLedger
@@ -260,7 +260,7 @@ async def test_an_expiry_that_nobody_settles_is_a_warning(
     async def fails(*_: object, **__: object) -> None:
         raise RuntimeError("no settling today")
 
-    monkeypatch.setattr("services.ledger.actions.settle_expired", fails)
+    monkeypatch.setattr("services.ledger.actions.settling.settle_expired", fails)
     await run(ledger)
 
     finding = hand.findings(tenant)["overdue_expiry"]

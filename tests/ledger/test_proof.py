@@ -9,7 +9,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from services.ledger import actions_audit, actions_findings, tables
+from services.ledger import tables
+from services.ledger.actions import audit as actions_audit
+from services.ledger.actions import findings as actions_findings
 from services.ledger.rules.findings import Found
 from services.ledger.store.audit import mirrors
 from services.ledger.store.audit.mirrors import Reading

@@ -6,7 +6,7 @@ import pytest
 from billing.ledger.v1 import ledger_admin_pb2 as admin_pb
 from google.protobuf.json_format import MessageToDict
 
-from services.ledger import actions_findings
+from services.ledger.actions import findings as actions_findings
 from services.ledger.rules import chain, verify
 from services.ledger.store import history
 from services.ledger.store.audit.found import snapshot
@@ -165,7 +165,7 @@ async def test_what_the_time_was_too_short_for_is_said(
     ledger: RunningLedger, tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await a_history(ledger, tenant)
-    monkeypatch.setattr("services.ledger.actions_findings.LINES_PAGE", 2)
+    monkeypatch.setattr("services.ledger.actions.findings.LINES_PAGE", 2)
 
     [verification], _ = await actions_findings.verify_ledger(
         ledger.ledger, tenant_id=tenant, after="", page=1, time_left_seconds=0

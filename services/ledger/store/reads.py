@@ -131,6 +131,14 @@ async def find_account(
     return account_of(rows[0][:8], open_lots), rows[0][8]
 
 
+async def has_account(db: AsyncConnection, tenant_id: str) -> bool:
+    """Tells an empty answer from a tenant that is not there."""
+    found = await db.execute(
+        text("SELECT FROM tenant_credits WHERE tenant_id = :tenant_id"), {"tenant_id": tenant_id}
+    )
+    return found.first() is not None
+
+
 async def list_lots_at(
     db: AsyncConnection, tenant_id: str, seq: int, *, since: datetime, until: datetime
 ) -> tuple[Lot, ...]:

@@ -1,24 +1,15 @@
-"""The ledger's doors: a request becomes plain values, one action runs, its result becomes the response."""
+"""The product's door: spending credits and using limits."""
 
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, TypeAlias
 
 import grpc
-from billing.ledger.v1 import (
-    ledger_admin_pb2_grpc,
-    ledger_funding_pb2_grpc,
-    ledger_maintenance_pb2_grpc,
-    ledger_pb2_grpc,
-)
-from billing.ledger.v1 import (
-    ledger_pb2 as pb,
-)
+from billing.ledger.v1 import ledger_pb2 as pb
+from billing.ledger.v1 import ledger_pb2_grpc
 
-from services.ledger import actions, messages, streams
-from services.ledger.actions import Ledger
-from services.ledger.rpc_admin import LedgerAdminService
-from services.ledger.rpc_funding import LedgerFundingService
-from services.ledger.rpc_maintenance import LedgerMaintenanceService
+from services.ledger import messages
+from services.ledger.actions import Ledger, balances, credits, limits
+from services.ledger.rpc import streams
 from services.ledger.rules import requests as asked
 from services.ledger.rules.model import Outcome
 from services.ledger.rules.requests import (
@@ -34,7 +25,6 @@ from services.ledger.rules.requests import (
 )
 from services.ledger.rules.usage import NotAuthorized
 from shared import paging
-from shared.rpc.server import Audience, Door
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -51,7 +41,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         self._ledger = ledger
 
     async def Debit(self, request: pb.DebitRequest, context: Context) -> pb.DebitResponse:
-        return messages.debit(await actions.book(self._ledger, messages.debit_of(request)))
+        return messages.debit(await credits.book(self._ledger, messages.debit_of(request)))
 
     async def BatchDebit(self, request: pb.BatchDebitRequest, context: Context) -> pb.BatchDebitResponse:
         return pb.BatchDebitResponse(results=await self._debits(request.items))
@@ -68,7 +58,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             pb.BatchDebitResult(debit=messages.debit(each))
             if isinstance(each, Outcome)
             else pb.BatchDebitResult(refusal=messages.refusal(each))
-            for each in await actions.batch_debit(self._ledger, debits)
+            for each in await credits.batch_debit(self._ledger, debits)
         ]
 
     async def PlaceHold(self, request: pb.PlaceHoldRequest, context: Context) -> pb.PlaceHoldResponse:
@@ -84,7 +74,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             if_seq=request.if_seq if request.HasField("if_seq") else None,
             dry_run=request.dry_run,
         )
-        outcome = await actions.book(self._ledger, hold)
+        outcome = await credits.book(self._ledger, hold)
         return pb.PlaceHoldResponse(**messages.with_hold(outcome))
 
     async def CaptureHold(self, request: pb.CaptureHoldRequest, context: Context) -> pb.CaptureHoldResponse:
@@ -98,7 +88,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             over_capture_policy=asked.DEBIT_SHORTFALL if shortfall else asked.REJECT,
             description=request.description,
         )
-        outcome = await actions.book(self._ledger, capture)
+        outcome = await credits.book(self._ledger, capture)
         return pb.CaptureHoldResponse(**messages.with_hold(outcome))
 
     async def VoidHold(self, request: pb.VoidHoldRequest, context: Context) -> pb.VoidHoldResponse:
@@ -108,7 +98,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             hold_id=request.hold_id,
             description=request.description,
         )
-        outcome = await actions.book(self._ledger, void)
+        outcome = await credits.book(self._ledger, void)
         return pb.VoidHoldResponse(**messages.with_hold(outcome))
 
     async def ExtendHold(self, request: pb.ExtendHoldRequest, context: Context) -> pb.ExtendHoldResponse:
@@ -118,7 +108,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             hold_id=request.hold_id,
             ttl=messages.duration(request.ttl),
         )
-        outcome = await actions.book(self._ledger, extend)
+        outcome = await credits.book(self._ledger, extend)
         return pb.ExtendHoldResponse(
             hold=messages.hold_of(outcome),
             replayed=outcome.replayed,
@@ -134,7 +124,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             reason=request.reason,
             description=request.description,
         )
-        outcome = await actions.book(self._ledger, refund)
+        outcome = await credits.book(self._ledger, refund)
         return pb.RefundDebitResponse(
             transaction=messages.transaction(outcome.transaction, outcome.entries),
             balance=messages.balance(outcome.totals),
@@ -143,7 +133,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         )
 
     async def GetBalance(self, request: pb.GetBalanceRequest, context: Context) -> pb.GetBalanceResponse:
-        view = await actions.get_balance(
+        view = await balances.get_balance(
             self._ledger,
             request.tenant_id,
             as_of_seq=request.as_of_seq if request.HasField("as_of_seq") else None,
@@ -154,7 +144,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
     async def ListTransactions(
         self, request: pb.ListTransactionsRequest, context: Context
     ) -> pb.ListTransactionsResponse:
-        found, following = await actions.list_transactions(
+        found, following = await balances.list_transactions(
             self._ledger,
             request.tenant_id,
             before=paging.position(request.page_token),
@@ -171,7 +161,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         self, request: pb.GetTransactionRequest, context: Context
     ) -> pb.GetTransactionResponse:
         by_id = request.WhichOneof("which") == "transaction_id"
-        booked = await actions.get_transaction(
+        booked = await balances.get_transaction(
             self._ledger,
             request.tenant_id,
             transaction_id=request.transaction_id if by_id else None,
@@ -180,7 +170,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         return pb.GetTransactionResponse(transaction=messages.transaction(booked.transaction, booked.entries))
 
     async def CheckLimit(self, request: pb.CheckLimitRequest, context: Context) -> pb.CheckLimitResponse:
-        decision, version, as_of = await actions.check_limit(
+        decision, version, as_of = await limits.check_limit(
             self._ledger,
             request.tenant_id,
             request.limit_key,
@@ -207,7 +197,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             dry_run=request.dry_run,
         )
         try:
-            decided = await actions.authorize(self._ledger, authorize)
+            decided = await credits.authorize(self._ledger, authorize)
         except NotAuthorized as refused:
             refused.refusal.details = (messages.parts(refused.parts),)
             raise refused.refusal from None
@@ -225,9 +215,11 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
     async def ConsumeLimits(
         self, request: pb.ConsumeLimitsRequest, context: Context
     ) -> pb.ConsumeLimitsResponse:
-        limits = tuple((each.limit_key, each.amount) for each in request.limits)
-        consume = Consume(tenant_id=request.tenant_id, idempotency_key=request.idempotency_key, limits=limits)
-        noted = await actions.note(self._ledger, consume)
+        amounts = tuple((each.limit_key, each.amount) for each in request.limits)
+        consume = Consume(
+            tenant_id=request.tenant_id, idempotency_key=request.idempotency_key, limits=amounts
+        )
+        noted = await credits.note(self._ledger, consume)
         return pb.ConsumeLimitsResponse(
             limits=[messages.limit_decision(each) for each in noted.limits], replayed=noted.replayed
         )
@@ -235,9 +227,11 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
     async def ReleaseLimits(
         self, request: pb.ReleaseLimitsRequest, context: Context
     ) -> pb.ReleaseLimitsResponse:
-        limits = tuple((each.limit_key, each.amount) for each in request.limits)
-        release = Release(tenant_id=request.tenant_id, idempotency_key=request.idempotency_key, limits=limits)
-        noted = await actions.note(self._ledger, release)
+        amounts = tuple((each.limit_key, each.amount) for each in request.limits)
+        release = Release(
+            tenant_id=request.tenant_id, idempotency_key=request.idempotency_key, limits=amounts
+        )
+        noted = await credits.note(self._ledger, release)
         return pb.ReleaseLimitsResponse(
             limits=[messages.limit_decision(each) for each in noted.limits], replayed=noted.replayed
         )
@@ -249,35 +243,5 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             limit_key=request.limit_key,
             used=request.used,
         )
-        noted = await actions.note(self._ledger, usage)
+        noted = await credits.note(self._ledger, usage)
         return pb.SetUsageResponse(limit=messages.limit_decision(noted.limits[0]), replayed=noted.replayed)
-
-
-def doors(ledger: Ledger) -> list[Door]:
-    """The ledger's services and who may call them."""
-    return [
-        Door(
-            "billing.ledger.v1.LedgerService",
-            ledger_pb2_grpc.add_LedgerServiceServicer_to_server,
-            LedgerService(ledger),
-            Audience.PRODUCT,
-        ),
-        Door(
-            "billing.ledger.v1.LedgerFundingService",
-            ledger_funding_pb2_grpc.add_LedgerFundingServiceServicer_to_server,
-            LedgerFundingService(ledger),
-            Audience.ROOM,
-        ),
-        Door(
-            "billing.ledger.v1.LedgerMaintenanceService",
-            ledger_maintenance_pb2_grpc.add_LedgerMaintenanceServiceServicer_to_server,
-            LedgerMaintenanceService(ledger),
-            Audience.ROOM,
-        ),
-        Door(
-            "billing.ledger.v1.LedgerAdminService",
-            ledger_admin_pb2_grpc.add_LedgerAdminServiceServicer_to_server,
-            LedgerAdminService(ledger),
-            Audience.OPERATOR,
-        ),
-    ]

@@ -7,9 +7,8 @@ from billing.ledger.v1 import ledger_maintenance_pb2 as maintenance_pb
 from billing.ledger.v1 import ledger_maintenance_pb2_grpc
 from billing.maintenance.v1 import alert_pb2
 
-from services.ledger import actions, actions_audit, actions_findings
-from services.ledger.actions import Ledger
-from services.ledger.actions_audit import Audited
+from services.ledger.actions import Ledger, audit, findings, settling
+from services.ledger.actions.audit import Audited
 from shared.rpc.context import DEFAULT_TIMEOUT_SECONDS, remaining_seconds
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -24,7 +23,7 @@ class LedgerMaintenanceService(ledger_maintenance_pb2_grpc.LedgerMaintenanceServ
     async def SettleExpired(
         self, request: maintenance_pb.SettleExpiredRequest, context: Context
     ) -> maintenance_pb.SettleExpiredResponse:
-        settled = await actions.settle_expired(
+        settled = await settling.settle_expired(
             self._ledger,
             dry_run=request.dry_run,
             time_left_seconds=remaining_seconds() or DEFAULT_TIMEOUT_SECONDS,
@@ -39,7 +38,7 @@ class LedgerMaintenanceService(ledger_maintenance_pb2_grpc.LedgerMaintenanceServ
     async def AuditIntegrity(
         self, request: maintenance_pb.AuditIntegrityRequest, context: Context
     ) -> maintenance_pb.AuditIntegrityResponse:
-        audited = await actions_audit.audit_integrity(
+        audited = await audit.audit_integrity(
             self._ledger,
             dry_run=request.dry_run,
             time_left_seconds=remaining_seconds() or DEFAULT_TIMEOUT_SECONDS,
@@ -51,7 +50,7 @@ class LedgerMaintenanceService(ledger_maintenance_pb2_grpc.LedgerMaintenanceServ
     async def Cleanup(
         self, request: maintenance_pb.CleanupRequest, context: Context
     ) -> maintenance_pb.CleanupResponse:
-        grace_periods, rate_limits = await actions_findings.cleanup(
+        grace_periods, rate_limits = await findings.cleanup(
             self._ledger, grace_retention=self._ledger.grace_retention, dry_run=request.dry_run
         )
         return maintenance_pb.CleanupResponse(grace_periods=grace_periods, rate_limit_buckets=rate_limits)

@@ -7,8 +7,8 @@ from billing.ledger.v1 import ledger_admin_pb2 as pb
 from billing.ledger.v1 import ledger_admin_pb2_grpc
 from billing.ledger.v1 import types_pb2 as types
 
-from services.ledger import actions, actions_findings, messages
-from services.ledger.actions import Ledger
+from services.ledger import messages
+from services.ledger.actions import Ledger, credits, findings
 from services.ledger.rules.findings import FindingRow
 from services.ledger.rules.model import PERMANENT, SUBSCRIPTION
 from services.ledger.rules.requests import Adjust, Freeze, Unfreeze
@@ -41,7 +41,7 @@ class LedgerAdminService(ledger_admin_pb2_grpc.LedgerAdminServiceServicer):
             actor=request.actor,
             request_id=logs.request_id.get(),
         )
-        outcome = await actions.book(self._ledger, adjust)
+        outcome = await credits.book(self._ledger, adjust)
         return pb.AdjustCreditsResponse(
             transaction=messages.transaction(outcome.transaction, outcome.entries),
             balance=messages.balance(outcome.totals),
@@ -58,7 +58,7 @@ class LedgerAdminService(ledger_admin_pb2_grpc.LedgerAdminServiceServicer):
             reason=request.reason,
             request_id=logs.request_id.get(),
         )
-        noted = await actions.note(self._ledger, freeze)
+        noted = await credits.note(self._ledger, freeze)
         return pb.FreezeAccountResponse(
             tenant_id=request.tenant_id, frozen_at=messages.stamp(noted.frozen_at)
         )
@@ -73,14 +73,14 @@ class LedgerAdminService(ledger_admin_pb2_grpc.LedgerAdminServiceServicer):
             reason=request.reason,
             request_id=logs.request_id.get(),
         )
-        await actions.note(self._ledger, unfreeze)
+        await credits.note(self._ledger, unfreeze)
         return pb.UnfreezeAccountResponse(tenant_id=request.tenant_id)
 
     async def ListFindings(
         self, request: pb.ListFindingsRequest, context: Context
     ) -> pb.ListFindingsResponse:
         page = paging.size(request.page_size)
-        found = await actions_findings.list_findings(
+        found = await findings.list_findings(
             self._ledger,
             tenant_id=request.tenant_id or None,
             check_type=request.check_type or None,
@@ -98,7 +98,7 @@ class LedgerAdminService(ledger_admin_pb2_grpc.LedgerAdminServiceServicer):
     async def ResolveFinding(
         self, request: pb.ResolveFindingRequest, context: Context
     ) -> pb.ResolveFindingResponse:
-        finding = await actions_findings.resolve_finding(
+        finding = await findings.resolve_finding(
             self._ledger, request.finding_id, actor=request.actor, description=request.description
         )
         return pb.ResolveFindingResponse(finding=_finding(finding))
@@ -106,7 +106,7 @@ class LedgerAdminService(ledger_admin_pb2_grpc.LedgerAdminServiceServicer):
     async def VerifyLedger(
         self, request: pb.VerifyLedgerRequest, context: Context
     ) -> pb.VerifyLedgerResponse:
-        verified, following = await actions_findings.verify_ledger(
+        verified, following = await findings.verify_ledger(
             self._ledger,
             tenant_id=request.tenant_id or None,
             after=paging.position(request.page_token) or "",

@@ -14,8 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.ledger import actions
-from services.ledger.actions import Ledger
+from services.ledger.actions import Ledger, settling
 from services.ledger.rules import verify
 from services.ledger.rules.evidence import Line
 from services.ledger.rules.findings import Found, OpenCritical, one_each
@@ -120,7 +119,7 @@ async def audit_integrity(ledger: Ledger, *, dry_run: bool, time_left_seconds: f
 
 async def _settle(ledger: Ledger, time_left_seconds: float) -> None:
     try:
-        await actions.settle_expired(ledger, dry_run=False, time_left_seconds=time_left_seconds)
+        await settling.settle_expired(ledger, dry_run=False, time_left_seconds=time_left_seconds)
     except Exception as error:
         # One tenant's trouble is what the audit is for; what stays due for long is a finding.
         _log.warning("settling_failed", error_type=type(error).__name__)

@@ -6,8 +6,8 @@ import grpc
 from billing.ledger.v1 import ledger_funding_pb2 as funding_pb
 from billing.ledger.v1 import ledger_funding_pb2_grpc
 
-from services.ledger import actions, messages
-from services.ledger.actions import Ledger
+from services.ledger import messages
+from services.ledger.actions import Ledger, balances, credits, limits
 from services.ledger.rules.model import Revoked
 from services.ledger.rules.requests import Grant, Restore, Revoke
 from shared import paging
@@ -34,7 +34,7 @@ class LedgerFundingService(ledger_funding_pb2_grpc.LedgerFundingServiceServicer)
             reason=request.reason,
             description=request.description,
         )
-        outcome = await actions.book(self._ledger, grant)
+        outcome = await credits.book(self._ledger, grant)
         return funding_pb.GrantCreditsResponse(
             transaction=messages.transaction(outcome.transaction, outcome.entries),
             lot=messages.granted_lot(outcome, grant),
@@ -53,7 +53,7 @@ class LedgerFundingService(ledger_funding_pb2_grpc.LedgerFundingServiceServicer)
             reason=request.reason,
             description=request.description,
         )
-        outcome = await actions.book(self._ledger, revoke)
+        outcome = await credits.book(self._ledger, revoke)
         revoked = outcome.revoked or Revoked(0, 0, 0)
         return funding_pb.RevokeGrantResponse(
             transaction=messages.transaction(outcome.transaction, outcome.entries),
@@ -73,7 +73,7 @@ class LedgerFundingService(ledger_funding_pb2_grpc.LedgerFundingServiceServicer)
             reference_id=request.reference_id,
             description=request.description,
         )
-        outcome = await actions.book(self._ledger, restore)
+        outcome = await credits.book(self._ledger, restore)
         return funding_pb.RestoreGrantResponse(
             transaction=messages.transaction(outcome.transaction, outcome.entries), replayed=outcome.replayed
         )
@@ -82,7 +82,7 @@ class LedgerFundingService(ledger_funding_pb2_grpc.LedgerFundingServiceServicer)
         self, request: funding_pb.ListGrantsRequest, context: Context
     ) -> funding_pb.ListGrantsResponse:
         page = paging.size(request.page_size)
-        found = await actions.list_grants(
+        found = await balances.list_grants(
             self._ledger, request.tenant_id, before=paging.number(request.page_token), page=page
         )
         shown = found[:page]
@@ -94,7 +94,7 @@ class LedgerFundingService(ledger_funding_pb2_grpc.LedgerFundingServiceServicer)
     async def SetEntitlements(
         self, request: funding_pb.SetEntitlementsRequest, context: Context
     ) -> funding_pb.SetEntitlementsResponse:
-        applied, version = await actions.set_entitlements(
+        applied, version = await limits.set_entitlements(
             self._ledger,
             request.tenant_id,
             version=request.version,
@@ -109,7 +109,7 @@ class LedgerFundingService(ledger_funding_pb2_grpc.LedgerFundingServiceServicer)
     async def GetEntitlements(
         self, request: funding_pb.GetEntitlementsRequest, context: Context
     ) -> funding_pb.GetEntitlementsResponse:
-        version, plan_code, services = await actions.get_entitlements(self._ledger, request.tenant_id)
+        version, plan_code, services = await limits.get_entitlements(self._ledger, request.tenant_id)
         return funding_pb.GetEntitlementsResponse(
             version=version,
             plan_code=plan_code,
@@ -120,7 +120,7 @@ class LedgerFundingService(ledger_funding_pb2_grpc.LedgerFundingServiceServicer)
         self, request: funding_pb.ListUsageRequest, context: Context
     ) -> funding_pb.ListUsageResponse:
         page = paging.size(request.page_size)
-        found = await actions.list_usage(
+        found = await limits.list_usage(
             self._ledger, request.tenant_id, after=paging.position(request.page_token) or "", page=page
         )
         shown = found[:page]
