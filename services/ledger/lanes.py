@@ -87,7 +87,7 @@ class Lanes:
 
         A caller that stops waiting harms nobody: what was taken into a batch goes on without it.
         """
-        (answer,) = await self._of(operation.tenant_id).enqueue((operation,))
+        (answer,) = await self._of(operation.tenant_id).queue((operation,))
         if isinstance(answer, BillingError | NotAuthorized):
             raise answer
         return answer
@@ -95,24 +95,26 @@ class Lanes:
     async def submit_all(self, operations: Sequence[Operation]) -> list[Result | Refusal]:
         """One outcome or refusal for each operation; those of one tenant are decided in their order."""
         answers: list[Result | Refusal | None] = [None] * len(operations)
-
-        async def portion(lane: "_Lane", positions: Sequence[int]) -> None:
-            try:
-                found = await lane.enqueue(tuple(operations[position] for position in positions))
-            except BillingError as error:
-                found = [error] * len(positions)
-            for position, answer in zip(positions, found, strict=True):
-                answers[position] = answer
-
         by_tenant: dict[str, list[int]] = {}
         for position, operation in enumerate(operations):
             by_tenant.setdefault(operation.tenant_id, []).append(position)
-        portions = [
-            portion(self._of(tenant_id), positions[start : start + PORTION_MAX])
-            for tenant_id, positions in by_tenant.items()
-            for start in range(0, len(positions), PORTION_MAX)
-        ]
-        await asyncio.gather(*portions)
+        # Futures rather than tasks: a batch over a thousand tenants has a thousand portions.
+        portions: list[tuple[list[int], asyncio.Future[list[Result | Refusal]]]] = []
+        for tenant_id, positions in by_tenant.items():
+            lane = self._of(tenant_id)
+            for start in range(0, len(positions), PORTION_MAX):
+                own = positions[start : start + PORTION_MAX]
+                try:
+                    portions.append((own, lane.queue(tuple([operations[position] for position in own]))))
+                except BillingError as error:
+                    for position in own:
+                        answers[position] = error
+        told = await asyncio.gather(*(future for _, future in portions), return_exceptions=True)
+        for (own, _), found in zip(portions, told, strict=True):
+            if isinstance(found, BaseException) and not isinstance(found, BillingError):
+                raise found
+            for place, position in enumerate(own):
+                answers[position] = found if isinstance(found, BillingError) else found[place]
         return [answer for answer in answers if answer is not None]
 
     def _of(self, tenant_id: str) -> "_Lane":
@@ -132,8 +134,8 @@ class _Lane:
         self._connection: Connection | None = None
         self._taken: list[_Waiter] = []
 
-    async def enqueue(self, operations: tuple[Operation, ...]) -> list[Result | Refusal]:
-        """One answer for each; all of one tenant."""
+    def queue(self, operations: tuple[Operation, ...]) -> asyncio.Future[list[Result | Refusal]]:
+        """One answer for each, in the future; all of one tenant."""
         tenant_id, count = operations[0].tenant_id, sum(map(_size, operations))
         own = self._waiting.get(tenant_id, 0)
         if self._waiting_in_all >= self._waiting_max or own >= self._waiting_per_tenant_max:
@@ -143,7 +145,7 @@ class _Lane:
         self._waiting[tenant_id] = own + count
         self._waiting_in_all += count
         self._wake.set()
-        return await waiter.answer
+        return waiter.answer
 
     async def run(self) -> None:
         while True:
