@@ -17,16 +17,16 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from shared import clock
 from tests.faults import soaking
-from tests.ledger.conftest import RunningLedger
+from tests.ledger.conftest import SECRETS, RunningLedger
 from tests.ledger.model.talk import Doors, Talk
 from tests.ledger.model.usage import UsageMachine
 
-EXAMPLES, STEPS = 20, 40
+EXAMPLES, STEPS = 16, 40
 
 
 @pytest.fixture
 def doors(ledger: RunningLedger) -> Doors:
-    return Doors(ledger.service, ledger.funding, ledger.admin, ledger.maintenance)
+    return Doors(ledger.service, ledger.funding, ledger.admin, ledger.maintenance, SECRETS["gateway_secret"])
 
 
 @pytest.fixture

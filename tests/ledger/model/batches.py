@@ -24,8 +24,8 @@ TWICE = st.sampled_from(["", "", "same", "altered"])
 class BatchMachine(LedgerMachine):
     """One tenant, whose debits come alone and in batches."""
 
-    @rule(segments=SEGMENTS, twice=TWICE)
-    def batch(self, segments: list[list[int]], twice: str) -> None:
+    @rule(segments=SEGMENTS, twice=TWICE, streamed=st.booleans())
+    def batch(self, segments: list[list[int]], twice: str, streamed: bool) -> None:
         groups = [[self.an_item(credits) for credits in segment] for segment in segments]
         request = pb.BatchDebitRequest()
         for number, group in enumerate(groups):
@@ -38,7 +38,7 @@ class BatchMachine(LedgerMachine):
             again.credits += twice == "altered"
             request.items.add(debit=again)
         began = clock.now()
-        answer = self.talk.ask("BatchDebit", request)
+        answer = self.talk.stream(request) if streamed else self.talk.ask("BatchDebit", request)
         assert not isinstance(answer, BillingError), answer
         assert len(answer.results) == len(request.items)
         self.follower.pull()

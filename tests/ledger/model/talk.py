@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -55,6 +55,7 @@ class Doors:
     funding: ledger_funding_pb2_grpc.LedgerFundingServiceStub
     admin: ledger_admin_pb2_grpc.LedgerAdminServiceStub
     maintenance: ledger_maintenance_pb2_grpc.LedgerMaintenanceServiceStub
+    product_key: str  # a stream carries its key itself
 
     def method(self, rpc: str) -> Any:
         stubs = (self.service, self.funding, self.admin, self.maintenance)
@@ -95,6 +96,22 @@ class Talk:
             return await asyncio.gather(*(self._once(rpc, request) for rpc, request in calls))
 
         return self.run(gathered())
+
+    def stream(self, request: pb.BatchDebitRequest) -> pb.BatchDebitResponse:
+        """A batch as the only one of a stream."""
+        self.said.append(f"{clock.now()} StreamDebits {one_line(request)}")
+
+        async def batches() -> AsyncIterator[pb.StreamDebitsRequest]:
+            yield pb.StreamDebitsRequest(number=1, items=request.items)
+
+        async def answered() -> pb.BatchDebitResponse:
+            key = [("x-gateway-key", self.doors.product_key)]
+            call = self.doors.service.StreamDebits(batches(), metadata=key)
+            (answer,) = [each async for each in call]
+            assert answer.number == 1
+            return pb.BatchDebitResponse(results=answer.results)
+
+        return self.run(answered())
 
     async def _once(self, rpc: str, request: Message) -> Reply:
         try:
