@@ -24,6 +24,7 @@ from billing.subscriptions.v1 import subscriptions_pb2 as subscriptions_pb
 from billing.subscriptions.v1 import subscriptions_pb2_grpc
 from billing.webhooks.v1 import webhooks_admin_pb2 as webhooks_pb
 from billing.webhooks.v1 import webhooks_admin_pb2_grpc
+from google.protobuf.duration_pb2 import Duration
 from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
@@ -105,6 +106,7 @@ async def _tell(runtime: Runtime, story: Story) -> None:
         await _buy_pro(doors, story, tenant)
         await _buy_pack(doors, story, tenant)
         await _spend(doors, story, tenant)
+        await _hold(doors, story, tenant)
         await _look_back(doors, story, tenant)
 
 
@@ -223,6 +225,46 @@ async def _spend(doors: Doors, story: Story, tenant: str) -> None:
         story.tell("debit 1,701", "taken, though only 1,700 were there", ok=False)
 
 
+async def _hold(doors: Doors, story: Story, tenant: str) -> None:
+    placed = await doors.ledger.PlaceHold(
+        ledger_pb.PlaceHoldRequest(
+            tenant_id=tenant,
+            idempotency_key="render",
+            credits=400,
+            ttl=Duration(seconds=600),
+            reason="media.render",
+        )
+    )
+    story.tell(
+        "hold 400 for work of unknown cost",
+        f"{placed.balance.available:,} left to spend",
+        ok=placed.balance.available == 1_300,
+    )
+    captured = await doors.ledger.CaptureHold(
+        ledger_pb.CaptureHoldRequest(
+            tenant_id=tenant, idempotency_key="render-done", hold_id=placed.hold.id, credits=250
+        )
+    )
+    story.tell(
+        "it came to 250",
+        f"{captured.hold.released} set free, {captured.balance.available:,} left",
+        ok=(captured.hold.released, captured.balance.available) == (150, 1_450),
+    )
+    refunded = await doors.ledger.RefundDebit(
+        ledger_pb.RefundDebitRequest(
+            tenant_id=tenant,
+            idempotency_key="render-failed",
+            transaction_id=captured.transaction.id,
+            reason="media.render_failed",
+        )
+    )
+    story.tell(
+        "the work was no good: refund",
+        f"{refunded.balance.available:,} again",
+        ok=refunded.balance.available == 1_700 and refunded.refundable == 0,
+    )
+
+
 async def _look_back(doors: Doors, story: Story, tenant: str) -> None:
     current = await doors.subscriptions.GetCurrent(subscriptions_pb.GetCurrentRequest(tenant_id=tenant))
     story.tell(
@@ -251,7 +293,8 @@ async def _look_back(doors: Doors, story: Story, tenant: str) -> None:
     story.tell(
         "its transactions",
         f"{' '.join(f'{amount:+,}' for amount in amounts)} = {sum(amounts):,}",
-        ok=amounts == [PRO_CREDITS, MEDIUM_PACK_CREDITS, -14_000, -1_500] and sum(amounts) == balance.posted,
+        ok=amounts == [PRO_CREDITS, MEDIUM_PACK_CREDITS, -14_000, -1_500, 0, -250, 250]
+        and sum(amounts) == balance.posted,
     )
 
 
