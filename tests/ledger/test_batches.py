@@ -164,3 +164,17 @@ async def test_a_stream_out_of_step_is_told_which_number_was_expected(
             [each async for each in call]
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "must be 2" in (refused.value.details() or "")
+
+
+async def test_a_refused_group_that_is_asked_again_has_the_same_culprit(
+    ledger: RunningLedger, tenant: str
+) -> None:
+    await ledger.funding.GrantCredits(a_grant(tenant, 100))
+    group = a_batch(a_debit(tenant, 50), a_debit(tenant, 60), group_id="g")
+    first = await ledger.service.BatchDebit(group)
+    await ledger.service.Debit(a_debit(tenant, 80))
+
+    again = await ledger.service.BatchDebit(group)
+
+    assert told(first) == told(again) == ["GROUP_ABORTED", "INSUFFICIENT_CREDITS"]
+    assert (await ledger.service.Debit(a_debit(tenant, 20))).balance.available == 0

@@ -225,7 +225,8 @@ class _Batch:
         account = self._account(group.tenant_id)
         records, outcomes = len(self._decided.records), len(self._decided.outcomes)
         found: list[Answer | None] = []
-        culprit: Debit | None = None
+        # Who was refused before refuses again, so that a repeat has one culprit, and the same.
+        culprit = next((debit for debit in group.debits if self._was_refused(debit)), None)
         for debit in group.debits:
             try:
                 # Behind the culprit nothing is tried any more: its refusal would be one that the group caused.
@@ -248,6 +249,10 @@ class _Batch:
                 for debit, each in zip(group.debits, found, strict=True)
             )
         )
+
+    def _was_refused(self, debit: Debit) -> bool:
+        record = self._known.records.get((debit.tenant_id, debit.idempotency_key))
+        return record is not None and record.rejected
 
     def _drop(self, records: int, outcomes: int) -> set[str]:
         """Forgets what was done since then; a refusal stays, since whoever asks again is told the same."""
