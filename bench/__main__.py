@@ -22,11 +22,11 @@ PLANS = {
     "quick": Plan(
         hurried=True,
         seconds=1.2,
-        warm_seconds=0.4,
+        warm_seconds=0.2,
         history=10**5,
         tenants=10**5,
-        latency_seconds=5,
-        latency_rounds=3,
+        latency_seconds=3,
+        latency_rounds=2,
     ),
     "full": Plan(
         seconds=4, warm_seconds=1, history=10**6, tenants=10**5, latency_seconds=15, latency_rounds=5
