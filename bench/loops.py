@@ -34,7 +34,7 @@ async def closed(
     refusals: Counter[str] = Counter()
 
     async def caller() -> None:
-        nonlocal inside, total
+        nonlocal total
         while (asked_at := time.perf_counter()) < closes_at:
             try:
                 done = await call()
