@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from services.ledger.rules.batch import Known
-from services.ledger.rules.model import Account, Entry, Hold, Lot, Record, Revocation
+from services.ledger.rules.model import FROZEN, Account, Entry, Hold, Lot, Record, Revocation
 from services.ledger.store import limits as stored_limits
 from services.ledger.store.arrays import columns, texts
 from services.ledger.store.round_trip import Connection, RoundTrip
@@ -189,7 +189,7 @@ async def load(
     One round trip; a second where a lot is claimed by a revocation, which is rare.
     """
     trip = RoundTrip(connection)
-    trip.ask("BEGIN")
+    trip.ask("BEGIN ISOLATION LEVEL READ COMMITTED")
     if wanted.opening:
         # The epoch: the first operation's own time follows it.
         epoch = datetime.fromtimestamp(0, opened_at.tzinfo)
@@ -218,7 +218,9 @@ async def load(
         for tenant_id, *row in await cursor.fetchall():
             found.take_revocation(tenant_id, revocation_of(row))
     known.accounts = found.accounts()
-    return known, [tenant_id for tenant_id, count in due.items() if count >= DUE_HOLDS_MAX]
+    # A frozen account's stay as they are: whoever settled them first would try for ever.
+    crowded = [tenant_id for tenant_id, count in due.items() if count >= DUE_HOLDS_MAX]
+    return known, [tenant_id for tenant_id in crowded if known.accounts[tenant_id].state != FROZEN]
 
 
 def _ask(trip: RoundTrip, wanted: Wanted) -> dict[str, int]:

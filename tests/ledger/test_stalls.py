@@ -1,0 +1,64 @@
+"""Nothing that one tenant has, or that a person does to it, stops a lane for the others."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+
+from services.ledger import errors
+from services.ledger.lanes import Lanes
+from services.ledger.rules.model import Noted, Outcome
+from services.ledger.rules.requests import Freeze, PlaceHold, Unfreeze
+from services.ledger.store import load
+from tests.conftest import Database
+from tests.ledger.conftest import Travel
+from tests.ledger.test_lanes import a_debit, a_grant, balance
+
+
+@pytest.fixture
+async def lanes(database: Database) -> AsyncIterator[Lanes]:
+    async with Lanes(
+        database.url("ledger_rw"), count=1, waiting_max=4000, waiting_per_tenant_max=2000
+    ) as lanes:
+        yield lanes
+
+
+def a_hold(tenant: str, key: str) -> PlaceHold:
+    return PlaceHold(
+        tenant_id=tenant, idempotency_key=key, credits=1, ttl=timedelta(minutes=1), reason="ai.generate"
+    )
+
+
+async def test_a_frozen_account_with_more_due_holds_than_are_settled_at_once_can_be_unfrozen(
+    lanes: Lanes, database: Database, tenant: str, travel: Travel
+) -> None:
+    count = load.DUE_HOLDS_MAX + 20
+    await lanes.submit(a_grant(tenant, 1000))
+    await lanes.submit_all([a_hold(tenant, f"h{number}") for number in range(count)])
+    who = {"tenant_id": tenant, "actor": "asha", "reason": "a dispute"}
+    await lanes.submit(Freeze(idempotency_key="freeze", **who))
+    travel.forward(hours=1)
+
+    async with asyncio.timeout(5):
+        with pytest.raises(errors.AccountFrozen):
+            await lanes.submit(a_debit(tenant, "frozen"))
+        unfrozen = await lanes.submit(Unfreeze(idempotency_key="unfreeze", **who))
+        after = await lanes.submit(a_debit(tenant, "after", 1000))
+
+    assert isinstance(unfrozen, Noted)
+    assert isinstance(after, Outcome)
+    assert await balance(database, tenant) == (0, 0)
+
+
+async def test_one_item_that_the_database_cannot_take_leaves_its_batch_the_other_answers(
+    lanes: Lanes, tenant: str
+) -> None:
+    other = f"{tenant}-other"
+    await lanes.submit(a_grant(tenant))
+    await lanes.submit(a_grant(other))
+
+    answers = await lanes.submit_all([a_debit(tenant, "poison\x00"), a_debit(other, "fine")])
+
+    assert getattr(answers[0], "reason", None) == "INTERNAL"
+    assert isinstance(answers[1], Outcome)
