@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
@@ -43,6 +43,11 @@ BOUND_TRANSACTIONS = (
 )
 # A lane asks by key alone, so a plan is made once; tables that were small then must not be read whole ever after.
 PROBES_ONLY = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off"
+# Those of these tenants whose rows somebody keeps locked, without waiting for them.
+LOCKED = """
+WITH free AS MATERIALIZED (
+    SELECT tenant_id FROM tenant_credits WHERE tenant_id = ANY(%(tenants)s) FOR NO KEY UPDATE SKIP LOCKED)
+SELECT tenant_id FROM tenant_credits WHERE tenant_id = ANY(%(tenants)s) EXCEPT SELECT tenant_id FROM free"""
 # A lost connection is tried again for about as long as a caller waits.
 ATTEMPTS_MAX = 8
 
@@ -134,6 +139,8 @@ class _Lane:
         self._wake = asyncio.Event()
         self._connection: Connection | None = None
         self._taken: list[_Waiter] = []
+        # Tenants of a batch that waited for a lock in vain, until they are found free.
+        self._locked: set[str] = set()
 
     def queue(self, operations: tuple[Operation, ...]) -> asyncio.Future[list[Result | Refusal]]:
         """One answer for each, in the future; all of one tenant."""
@@ -192,9 +199,13 @@ class _Lane:
             if not waiters:
                 return
             try:
+                if self._locked and not (waiters := await self._unlocked(waiters)):
+                    return
                 results = await self._transact(waiters)
             except Exception as error:
                 await self._disconnect()
+                if isinstance(error, psycopg.errors.LockNotAvailable):
+                    self._locked |= _tenants(waiters)
                 if not _passes(error):
                     await self._isolate(waiters, error)
                     return
@@ -209,6 +220,29 @@ class _Lane:
                 return
         for waiter in waiters:
             _fail(waiter, Unavailable("the database did not answer; ask again with the same key"))
+
+    async def _unlocked(self, waiters: list[_Waiter]) -> list[_Waiter]:
+        """Those whose rows can be had: the others would keep the whole lane waiting, so they are told to ask again.
+
+        Who is in doubt stays: the lock may be that of its own lost transaction, and its end is the answer.
+        """
+        asked = sorted(self._locked & _tenants(waiters))
+        if not asked:
+            return waiters
+        connection = await self._connected()
+        with _cut_in_time(connection):
+            cursor = await connection.execute(LOCKED, {"tenants": asked})
+            locked = {tenant_id for (tenant_id,) in await cursor.fetchall()}
+        self._locked -= set(asked) - locked
+        left = [each for each in waiters if each.in_doubt or each.operations[0].tenant_id not in locked]
+        if len(left) < len(waiters):
+            _log.warning("tenants_locked", lane=self.number, tenants=sorted(locked)[:20])
+        for waiter in waiters:
+            if waiter not in left:
+                _fail(
+                    waiter, Unavailable("the account is locked by somebody else; ask again with the same key")
+                )
+        return left
 
     async def _isolate(self, waiters: list[_Waiter], error: Exception) -> None:
         """A failing operation fails alone: its neighbours are tried again, each by itself."""
@@ -276,7 +310,10 @@ class _Lane:
                 connect_timeout=5,
                 options=f"{database.session_options()} {PROBES_ONLY}",
             )
-            await self._connection.execute(BOUND_TRANSACTIONS, [f"{(ROUND_TRIP_SECONDS + 1) * 1000:.0f}ms"])
+            with _cut_in_time(self._connection):
+                await self._connection.execute(
+                    BOUND_TRANSACTIONS, [f"{(ROUND_TRIP_SECONDS + 1) * 1000:.0f}ms"]
+                )
         return self._connection
 
     async def _disconnect(self) -> None:
@@ -284,6 +321,19 @@ class _Lane:
         if connection is not None:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(connection.close(), 1)
+
+
+@contextlib.contextmanager
+def _cut_in_time(connection: Connection) -> Iterator[None]:
+    guard = asyncio.get_running_loop().call_later(ROUND_TRIP_SECONDS, database.cut, connection)
+    try:
+        yield
+    finally:
+        guard.cancel()
+
+
+def _tenants(waiters: Sequence[_Waiter]) -> set[str]:
+    return {waiter.operations[0].tenant_id for waiter in waiters}
 
 
 def _size(operation: Operation) -> int:
@@ -340,7 +390,8 @@ def _member(result: Result | Refusal) -> Outcome | BillingError:
 def _passes(error: Exception) -> bool:
     """Whether the same batch may well succeed on a new connection: the fault lies with the connection or the server."""
     if isinstance(error, psycopg.OperationalError | TimeoutError | OSError):
-        return True
+        # 54…: something asked for is too large for the server, on every connection.
+        return not (getattr(error, "sqlstate", None) or "").startswith("54")
     # 25…: the session idled in the transaction while this process was frozen, or the server became a standby.
     return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith("25")
 

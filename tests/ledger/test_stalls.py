@@ -1,9 +1,11 @@
 """Nothing that one tenant has, or that a person does to it, stops a lane for the others."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
+import psycopg
 import pytest
 
 from services.ledger import errors
@@ -11,6 +13,7 @@ from services.ledger.lanes import Lanes
 from services.ledger.rules.model import Noted, Outcome
 from services.ledger.rules.requests import Freeze, PlaceHold, Unfreeze
 from services.ledger.store import load
+from shared.errors import Unavailable
 from tests.conftest import Database
 from tests.ledger.conftest import Travel
 from tests.ledger.test_lanes import a_debit, a_grant, balance
@@ -62,3 +65,27 @@ async def test_one_item_that_the_database_cannot_take_leaves_its_batch_the_other
 
     assert getattr(answers[0], "reason", None) == "INTERNAL"
     assert isinstance(answers[1], Outcome)
+
+
+async def test_a_row_that_somebody_keeps_locked_costs_its_own_tenant_only(
+    lanes: Lanes, database: Database, tenant: str
+) -> None:
+    other = f"{tenant}-other"
+    await lanes.submit(a_grant(tenant))
+    await lanes.submit(a_grant(other))
+    async with await psycopg.AsyncConnection.connect(database.admin_url) as somebody:
+        await somebody.execute("SELECT FROM ledger.tenant_credits WHERE tenant_id = %s FOR UPDATE", [tenant])
+        first = [lanes.submit(a_debit(tenant, "a")), lanes.submit(a_debit(other, "a"))]
+        locked, free = await asyncio.wait_for(asyncio.gather(*first, return_exceptions=True), 8)
+        assert isinstance(locked, Unavailable)
+        assert isinstance(free, Outcome)
+        # Who was found locked is not waited for again, as long as he is.
+        began = time.monotonic()
+        second = [lanes.submit(a_debit(tenant, "b")), lanes.submit(a_debit(other, "b"))]
+        locked, free = await asyncio.wait_for(asyncio.gather(*second, return_exceptions=True), 8)
+        assert isinstance(locked, Unavailable)
+        assert isinstance(free, Outcome)
+        assert time.monotonic() - began < 3
+
+    assert isinstance(await lanes.submit(a_debit(tenant, "a")), Outcome)
+    assert await balance(database, tenant) == (99, 99)
