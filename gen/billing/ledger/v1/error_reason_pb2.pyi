@@ -25,8 +25,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_INSUFFICIENT_CREDITS: _ErrorReason.ValueType  # 1
-    """FAILED_PRECONDITION, remembered: too few credits are available. Metadata: available, requested, shortfall.
-    Buy credits or ask for less, with a new key.
+    """FAILED_PRECONDITION, remembered: too few credits are available. Metadata: available, requested (the least
+    that would have done), shortfall. Buy credits or ask for less, with a new key.
     """
     ERROR_REASON_PLAN_LIMIT_REACHED: _ErrorReason.ValueType  # 2
     """FAILED_PRECONDITION, remembered: a limit of the plan is reached. Metadata: limit_key, limit, used, requested,
@@ -44,7 +44,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNKNOWN_HOLD: _ErrorReason.ValueType  # 6
     """NOT_FOUND: no such hold. Metadata: hold_id."""
     ERROR_REASON_UNKNOWN_GRANT: _ErrorReason.ValueType  # 7
-    """NOT_FOUND: no such grant. Metadata: reference_id."""
+    """NOT_FOUND: no such grant, or, to restore, no such revocation. Metadata: reference_id."""
     ERROR_REASON_UNKNOWN_FINDING: _ErrorReason.ValueType  # 8
     """NOT_FOUND: no such finding. Metadata: finding_id."""
     ERROR_REASON_HOLD_ALREADY_CAPTURED: _ErrorReason.ValueType  # 9
@@ -60,19 +60,23 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_EXCEEDS_REFUNDABLE: _ErrorReason.ValueType  # 13
     """FAILED_PRECONDITION, remembered: more than is left to refund. Metadata: refundable, requested."""
     ERROR_REASON_CONDITION_FAILED: _ErrorReason.ValueType  # 14
-    """FAILED_PRECONDITION, remembered: `if_seq` is not the account's seq. Metadata: expected, actual. Read again."""
+    """FAILED_PRECONDITION, remembered: `if_seq` is not the account's seq. Metadata: expected, actual. Read again,
+    and ask with a new key.
+    """
     ERROR_REASON_ACCOUNT_FROZEN: _ErrorReason.ValueType  # 15
-    """FAILED_PRECONDITION: an operator or the auditor froze the account. Metadata: tenant_id,
-    reason_given.
+    """FAILED_PRECONDITION: an operator or the auditor froze the account. Metadata: tenant_id, reason_given. The same key
+    may be asked again once an operator has ended the freeze.
     """
     ERROR_REASON_DUPLICATE_REFERENCE: _ErrorReason.ValueType  # 16
-    """FAILED_PRECONDITION: this reference funded before, under another key or with other values.
-    Metadata: reference_id, transaction_id. Nothing is to be done: the payment funded once.
+    """FAILED_PRECONDITION: this reference granted, revoked or restored before, under another key; or this revocation
+    was restored before. Metadata: reference_id, transaction_id. Nothing is to be done: the fact counted once.
     """
     ERROR_REASON_GROUP_ABORTED: _ErrorReason.ValueType  # 17
-    """FAILED_PRECONDITION: another member of the group was refused, so none was applied. Metadata: group_id, culprit."""
+    """FAILED_PRECONDITION: another member of the group was refused, so none was applied. Metadata: group_id, culprit
+    (its key). Not remembered, but the culprit's refusal may be: ask with new keys.
+    """
     ERROR_REASON_LANE_FULL: _ErrorReason.ValueType  # 18
-    """RESOURCE_EXHAUSTED: the lane or the tenant's share of it is full; nothing was done. Retry after RetryInfo."""
+    """RESOURCE_EXHAUSTED: too much is waiting, of all or of this tenant; nothing was done. Retry after RetryInfo."""
     ERROR_REASON_UNKNOWN_LIMIT: _ErrorReason.ValueType  # 19
     """NOT_FOUND: the tenant's plan has no such limit. Metadata: limit_key."""
     ERROR_REASON_ALREADY_EXPIRED: _ErrorReason.ValueType  # 20
@@ -82,14 +86,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The `reason` of `google.rpc.ErrorInfo` (domain `billing.ledger`) on every refusal of this room. A refusal of
-    LedgerService that is remembered under its key carries the metadata `replayed` and `decided_at` when repeated.
+    LedgerService that is remembered under its key carries the metadata `replayed` and `decided_at` when repeated; the
+    other services remember none. What no room decides has a reason of its own, without metadata unless named:
+    INVALID_ARGUMENT (with BadRequest: every field), UNAUTHENTICATED, PERMISSION_DENIED (service, audience), SHED
+    (RESOURCE_EXHAUSTED with RetryInfo: nothing was done), UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL. A request above
+    1 MiB is refused by gRPC itself: RESOURCE_EXHAUSTED without a reason.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_INSUFFICIENT_CREDITS: ErrorReason.ValueType  # 1
-"""FAILED_PRECONDITION, remembered: too few credits are available. Metadata: available, requested, shortfall.
-Buy credits or ask for less, with a new key.
+"""FAILED_PRECONDITION, remembered: too few credits are available. Metadata: available, requested (the least
+that would have done), shortfall. Buy credits or ask for less, with a new key.
 """
 ERROR_REASON_PLAN_LIMIT_REACHED: ErrorReason.ValueType  # 2
 """FAILED_PRECONDITION, remembered: a limit of the plan is reached. Metadata: limit_key, limit, used, requested,
@@ -107,7 +115,7 @@ ERROR_REASON_UNKNOWN_TRANSACTION: ErrorReason.ValueType  # 5
 ERROR_REASON_UNKNOWN_HOLD: ErrorReason.ValueType  # 6
 """NOT_FOUND: no such hold. Metadata: hold_id."""
 ERROR_REASON_UNKNOWN_GRANT: ErrorReason.ValueType  # 7
-"""NOT_FOUND: no such grant. Metadata: reference_id."""
+"""NOT_FOUND: no such grant, or, to restore, no such revocation. Metadata: reference_id."""
 ERROR_REASON_UNKNOWN_FINDING: ErrorReason.ValueType  # 8
 """NOT_FOUND: no such finding. Metadata: finding_id."""
 ERROR_REASON_HOLD_ALREADY_CAPTURED: ErrorReason.ValueType  # 9
@@ -123,19 +131,23 @@ Capture less or allow the shortfall to be debited.
 ERROR_REASON_EXCEEDS_REFUNDABLE: ErrorReason.ValueType  # 13
 """FAILED_PRECONDITION, remembered: more than is left to refund. Metadata: refundable, requested."""
 ERROR_REASON_CONDITION_FAILED: ErrorReason.ValueType  # 14
-"""FAILED_PRECONDITION, remembered: `if_seq` is not the account's seq. Metadata: expected, actual. Read again."""
+"""FAILED_PRECONDITION, remembered: `if_seq` is not the account's seq. Metadata: expected, actual. Read again,
+and ask with a new key.
+"""
 ERROR_REASON_ACCOUNT_FROZEN: ErrorReason.ValueType  # 15
-"""FAILED_PRECONDITION: an operator or the auditor froze the account. Metadata: tenant_id,
-reason_given.
+"""FAILED_PRECONDITION: an operator or the auditor froze the account. Metadata: tenant_id, reason_given. The same key
+may be asked again once an operator has ended the freeze.
 """
 ERROR_REASON_DUPLICATE_REFERENCE: ErrorReason.ValueType  # 16
-"""FAILED_PRECONDITION: this reference funded before, under another key or with other values.
-Metadata: reference_id, transaction_id. Nothing is to be done: the payment funded once.
+"""FAILED_PRECONDITION: this reference granted, revoked or restored before, under another key; or this revocation
+was restored before. Metadata: reference_id, transaction_id. Nothing is to be done: the fact counted once.
 """
 ERROR_REASON_GROUP_ABORTED: ErrorReason.ValueType  # 17
-"""FAILED_PRECONDITION: another member of the group was refused, so none was applied. Metadata: group_id, culprit."""
+"""FAILED_PRECONDITION: another member of the group was refused, so none was applied. Metadata: group_id, culprit
+(its key). Not remembered, but the culprit's refusal may be: ask with new keys.
+"""
 ERROR_REASON_LANE_FULL: ErrorReason.ValueType  # 18
-"""RESOURCE_EXHAUSTED: the lane or the tenant's share of it is full; nothing was done. Retry after RetryInfo."""
+"""RESOURCE_EXHAUSTED: too much is waiting, of all or of this tenant; nothing was done. Retry after RetryInfo."""
 ERROR_REASON_UNKNOWN_LIMIT: ErrorReason.ValueType  # 19
 """NOT_FOUND: the tenant's plan has no such limit. Metadata: limit_key."""
 ERROR_REASON_ALREADY_EXPIRED: ErrorReason.ValueType  # 20

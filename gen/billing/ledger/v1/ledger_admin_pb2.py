@@ -28,7 +28,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$billing/ledger/v1/ledger_admin.proto\x12\x11\x62illing.ledger.v1\x1a\x1d\x62illing/ledger/v1/types.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x05\n\x14\x41\x64justCreditsRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12*\n\x07\x63redits\x18\x03 \x01(\x03\x42\x19\xbaH\x16\"\x14\x18\x80\xa0\x94\xa5\x8d\x1d(\x80\xe0\xeb\xda\xf2\xe2\xff\xff\xff\x01\x38\x00\x12\x33\n\x06\x62ucket\x18\x04 \x01(\x0e\x32\x19.billing.ledger.v1.BucketB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x06reason\x18\x06 \x01(\tB%\xbaH\"r R\x0c\x61\x64min.refundR\x10\x61\x64min.adjustment\x12\x1f\n\x0b\x64\x65scription\x18\x07 \x01(\tB\n\xbaH\x07r\x05\x10\x03\x18\x80\x08\x12\x19\n\x05\x61\x63tor\x18\x08 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01:\xaf\x02\xbaH\xab\x02\x1a\xa8\x01\n\radjust.expiry\x12Wexpires_at: needed when credits are added to the subscription bucket, refused otherwise\x1a>(this.bucket == 1 && this.credits > 0) == has(this.expires_at)\x1a~\n\radjust.bucket\x12Gbucket: credits are taken in the usual order; name a bucket only to add\x1a$this.credits > 0 || this.bucket == 0\"\x8b\x01\n\x15\x41\x64justCreditsResponse\x12\x33\n\x0btransaction\x18\x01 \x01(\x0b\x32\x1e.billing.ledger.v1.Transaction\x12+\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x1a.billing.ledger.v1.Balance\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\x93\x02\n\x07\x46inding\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x12\n\ncheck_type\x18\x03 \x01(\t\x12\x34\n\x08severity\x18\x04 \x01(\x0e\x32\".billing.ledger.v1.FindingSeverity\x12)\n\x08observed\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bresolved_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bresolved_by\x18\x08 \x01(\t\"\xc9\x01\n\x13ListFindingsRequest\x12\x1b\n\ttenant_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x12\n\ncheck_type\x18\x02 \x01(\t\x12\x34\n\x08severity\x18\x03 \x01(\x0e\x32\".billing.ledger.v1.FindingSeverity\x12\x18\n\x10include_resolved\x18\x04 \x01(\x08\x12\x1d\n\tpage_size\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x12\n\npage_token\x18\x06 \x01(\t\"]\n\x14ListFindingsResponse\x12,\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x1a.billing.ledger.v1.Finding\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x95\x01\n\x15ResolveFindingRequest\x12\x1b\n\nfinding_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x19\n\x05\x61\x63tor\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1f\n\x0b\x64\x65scription\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x03\x18\x80\x08\"E\n\x16ResolveFindingResponse\x12+\n\x07\x66inding\x18\x01 \x01(\x0b\x32\x1a.billing.ledger.v1.Finding\"\xa5\x01\n\x14\x46reezeAccountRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x19\n\x05\x61\x63tor\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x03\x18\x80\x08\"Y\n\x15\x46reezeAccountResponse\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12-\n\tfrozen_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa7\x01\n\x16UnfreezeAccountRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x19\n\x05\x61\x63tor\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x03\x18\x80\x08\",\n\x17UnfreezeAccountResponse\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"e\n\x13VerifyLedgerRequest\x12\x1b\n\ttenant_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"\x9c\x01\n\x0cVerification\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08verified\x18\x02 \x01(\x08\x12\x0f\n\x07\x65ntries\x18\x03 \x01(\x03\x12,\n\x08\x66indings\x18\x04 \x03(\x0b\x32\x1a.billing.ledger.v1.Finding\x12\x14\n\x0cnot_verified\x18\x05 \x03(\t\x12\x12\n\nchain_head\x18\x06 \x01(\t\"g\n\x14VerifyLedgerResponse\x12\x36\n\rverifications\x18\x01 \x03(\x0b\x32\x1f.billing.ledger.v1.Verification\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*p\n\x0f\x46indingSeverity\x12 \n\x1c\x46INDING_SEVERITY_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46INDING_SEVERITY_WARNING\x10\x01\x12\x1d\n\x19\x46INDING_SEVERITY_CRITICAL\x10\x02\x32\xef\x04\n\x12LedgerAdminService\x12\x62\n\rAdjustCredits\x12\'.billing.ledger.v1.AdjustCreditsRequest\x1a(.billing.ledger.v1.AdjustCreditsResponse\x12_\n\x0cListFindings\x12&.billing.ledger.v1.ListFindingsRequest\x1a\'.billing.ledger.v1.ListFindingsResponse\x12\x65\n\x0eResolveFinding\x12(.billing.ledger.v1.ResolveFindingRequest\x1a).billing.ledger.v1.ResolveFindingResponse\x12\x62\n\rFreezeAccount\x12\'.billing.ledger.v1.FreezeAccountRequest\x1a(.billing.ledger.v1.FreezeAccountResponse\x12h\n\x0fUnfreezeAccount\x12).billing.ledger.v1.UnfreezeAccountRequest\x1a*.billing.ledger.v1.UnfreezeAccountResponse\x12_\n\x0cVerifyLedger\x12&.billing.ledger.v1.VerifyLedgerRequest\x1a\'.billing.ledger.v1.VerifyLedgerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$billing/ledger/v1/ledger_admin.proto\x12\x11\x62illing.ledger.v1\x1a\x1d\x62illing/ledger/v1/types.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x05\n\x14\x41\x64justCreditsRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12*\n\x07\x63redits\x18\x03 \x01(\x03\x42\x19\xbaH\x16\"\x14\x18\x80\xa0\x94\xa5\x8d\x1d(\x80\xe0\xeb\xda\xf2\xe2\xff\xff\xff\x01\x38\x00\x12\x33\n\x06\x62ucket\x18\x04 \x01(\x0e\x32\x19.billing.ledger.v1.BucketB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x06reason\x18\x06 \x01(\tB%\xbaH\"r R\x0c\x61\x64min.refundR\x10\x61\x64min.adjustment\x12\x1f\n\x0b\x64\x65scription\x18\x07 \x01(\tB\n\xbaH\x07r\x05\x10\x03\x18\x80\x08\x12\x19\n\x05\x61\x63tor\x18\x08 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01:\xaf\x02\xbaH\xab\x02\x1a\xa8\x01\n\radjust.expiry\x12Wexpires_at: needed when credits are added to the subscription bucket, refused otherwise\x1a>(this.bucket == 1 && this.credits > 0) == has(this.expires_at)\x1a~\n\radjust.bucket\x12Gbucket: credits are taken in the usual order; name a bucket only to add\x1a$this.credits > 0 || this.bucket == 0\"\x8b\x01\n\x15\x41\x64justCreditsResponse\x12\x33\n\x0btransaction\x18\x01 \x01(\x0b\x32\x1e.billing.ledger.v1.Transaction\x12+\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x1a.billing.ledger.v1.Balance\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\x93\x02\n\x07\x46inding\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x12\n\ncheck_type\x18\x03 \x01(\t\x12\x34\n\x08severity\x18\x04 \x01(\x0e\x32\".billing.ledger.v1.FindingSeverity\x12)\n\x08observed\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bresolved_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bresolved_by\x18\x08 \x01(\t\"\xe7\x01\n\x13ListFindingsRequest\x12/\n\ttenant_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]*$\x12\x12\n\ncheck_type\x18\x02 \x01(\t\x12>\n\x08severity\x18\x03 \x01(\x0e\x32\".billing.ledger.v1.FindingSeverityB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x18\n\x10include_resolved\x18\x04 \x01(\x08\x12\x1d\n\tpage_size\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x12\n\npage_token\x18\x06 \x01(\t\"]\n\x14ListFindingsResponse\x12,\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x1a.billing.ledger.v1.Finding\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x95\x01\n\x15ResolveFindingRequest\x12\x1b\n\nfinding_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x19\n\x05\x61\x63tor\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1f\n\x0b\x64\x65scription\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x03\x18\x80\x08\"E\n\x16ResolveFindingResponse\x12+\n\x07\x66inding\x18\x01 \x01(\x0b\x32\x1a.billing.ledger.v1.Finding\"\xa5\x01\n\x14\x46reezeAccountRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x19\n\x05\x61\x63tor\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x03\x18\x80\x08\"Y\n\x15\x46reezeAccountResponse\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12-\n\tfrozen_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa7\x01\n\x16UnfreezeAccountRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x19\n\x05\x61\x63tor\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x03\x18\x80\x08\",\n\x17UnfreezeAccountResponse\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"y\n\x13VerifyLedgerRequest\x12/\n\ttenant_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]*$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"\x9c\x01\n\x0cVerification\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08verified\x18\x02 \x01(\x08\x12\x0f\n\x07\x65ntries\x18\x03 \x01(\x03\x12,\n\x08\x66indings\x18\x04 \x03(\x0b\x32\x1a.billing.ledger.v1.Finding\x12\x14\n\x0cnot_verified\x18\x05 \x03(\t\x12\x12\n\nchain_head\x18\x06 \x01(\t\"g\n\x14VerifyLedgerResponse\x12\x36\n\rverifications\x18\x01 \x03(\x0b\x32\x1f.billing.ledger.v1.Verification\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*p\n\x0f\x46indingSeverity\x12 \n\x1c\x46INDING_SEVERITY_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46INDING_SEVERITY_WARNING\x10\x01\x12\x1d\n\x19\x46INDING_SEVERITY_CRITICAL\x10\x02\x32\xef\x04\n\x12LedgerAdminService\x12\x62\n\rAdjustCredits\x12\'.billing.ledger.v1.AdjustCreditsRequest\x1a(.billing.ledger.v1.AdjustCreditsResponse\x12_\n\x0cListFindings\x12&.billing.ledger.v1.ListFindingsRequest\x1a\'.billing.ledger.v1.ListFindingsResponse\x12\x65\n\x0eResolveFinding\x12(.billing.ledger.v1.ResolveFindingRequest\x1a).billing.ledger.v1.ResolveFindingResponse\x12\x62\n\rFreezeAccount\x12\'.billing.ledger.v1.FreezeAccountRequest\x1a(.billing.ledger.v1.FreezeAccountResponse\x12h\n\x0fUnfreezeAccount\x12).billing.ledger.v1.UnfreezeAccountRequest\x1a*.billing.ledger.v1.UnfreezeAccountResponse\x12_\n\x0cVerifyLedger\x12&.billing.ledger.v1.VerifyLedgerRequest\x1a\'.billing.ledger.v1.VerifyLedgerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,7 +52,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADJUSTCREDITSREQUEST']._loaded_options = None
   _globals['_ADJUSTCREDITSREQUEST']._serialized_options = b'\272H\253\002\032\250\001\n\radjust.expiry\022Wexpires_at: needed when credits are added to the subscription bucket, refused otherwise\032>(this.bucket == 1 && this.credits > 0) == has(this.expires_at)\032~\n\radjust.bucket\022Gbucket: credits are taken in the usual order; name a bucket only to add\032$this.credits > 0 || this.bucket == 0'
   _globals['_LISTFINDINGSREQUEST'].fields_by_name['tenant_id']._loaded_options = None
-  _globals['_LISTFINDINGSREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_LISTFINDINGSREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\031r\027\030\200\0012\022^[A-Za-z0-9_.:-]*$'
+  _globals['_LISTFINDINGSREQUEST'].fields_by_name['severity']._loaded_options = None
+  _globals['_LISTFINDINGSREQUEST'].fields_by_name['severity']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_LISTFINDINGSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTFINDINGSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\364\003(\000'
   _globals['_RESOLVEFINDINGREQUEST'].fields_by_name['finding_id']._loaded_options = None
@@ -80,11 +82,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNFREEZEACCOUNTREQUEST'].fields_by_name['reason']._loaded_options = None
   _globals['_UNFREEZEACCOUNTREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\007r\005\020\003\030\200\010'
   _globals['_VERIFYLEDGERREQUEST'].fields_by_name['tenant_id']._loaded_options = None
-  _globals['_VERIFYLEDGERREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_VERIFYLEDGERREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\031r\027\030\200\0012\022^[A-Za-z0-9_.:-]*$'
   _globals['_VERIFYLEDGERREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_VERIFYLEDGERREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\364\003(\000'
-  _globals['_FINDINGSEVERITY']._serialized_start=2645
-  _globals['_FINDINGSEVERITY']._serialized_end=2757
+  _globals['_FINDINGSEVERITY']._serialized_start=2695
+  _globals['_FINDINGSEVERITY']._serialized_end=2807
   _globals['_ADJUSTCREDITSREQUEST']._serialized_start=183
   _globals['_ADJUSTCREDITSREQUEST']._serialized_end=859
   _globals['_ADJUSTCREDITSRESPONSE']._serialized_start=862
@@ -92,27 +94,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FINDING']._serialized_start=1004
   _globals['_FINDING']._serialized_end=1279
   _globals['_LISTFINDINGSREQUEST']._serialized_start=1282
-  _globals['_LISTFINDINGSREQUEST']._serialized_end=1483
-  _globals['_LISTFINDINGSRESPONSE']._serialized_start=1485
-  _globals['_LISTFINDINGSRESPONSE']._serialized_end=1578
-  _globals['_RESOLVEFINDINGREQUEST']._serialized_start=1581
-  _globals['_RESOLVEFINDINGREQUEST']._serialized_end=1730
-  _globals['_RESOLVEFINDINGRESPONSE']._serialized_start=1732
-  _globals['_RESOLVEFINDINGRESPONSE']._serialized_end=1801
-  _globals['_FREEZEACCOUNTREQUEST']._serialized_start=1804
-  _globals['_FREEZEACCOUNTREQUEST']._serialized_end=1969
-  _globals['_FREEZEACCOUNTRESPONSE']._serialized_start=1971
-  _globals['_FREEZEACCOUNTRESPONSE']._serialized_end=2060
-  _globals['_UNFREEZEACCOUNTREQUEST']._serialized_start=2063
-  _globals['_UNFREEZEACCOUNTREQUEST']._serialized_end=2230
-  _globals['_UNFREEZEACCOUNTRESPONSE']._serialized_start=2232
-  _globals['_UNFREEZEACCOUNTRESPONSE']._serialized_end=2276
-  _globals['_VERIFYLEDGERREQUEST']._serialized_start=2278
-  _globals['_VERIFYLEDGERREQUEST']._serialized_end=2379
-  _globals['_VERIFICATION']._serialized_start=2382
-  _globals['_VERIFICATION']._serialized_end=2538
-  _globals['_VERIFYLEDGERRESPONSE']._serialized_start=2540
-  _globals['_VERIFYLEDGERRESPONSE']._serialized_end=2643
-  _globals['_LEDGERADMINSERVICE']._serialized_start=2760
-  _globals['_LEDGERADMINSERVICE']._serialized_end=3383
+  _globals['_LISTFINDINGSREQUEST']._serialized_end=1513
+  _globals['_LISTFINDINGSRESPONSE']._serialized_start=1515
+  _globals['_LISTFINDINGSRESPONSE']._serialized_end=1608
+  _globals['_RESOLVEFINDINGREQUEST']._serialized_start=1611
+  _globals['_RESOLVEFINDINGREQUEST']._serialized_end=1760
+  _globals['_RESOLVEFINDINGRESPONSE']._serialized_start=1762
+  _globals['_RESOLVEFINDINGRESPONSE']._serialized_end=1831
+  _globals['_FREEZEACCOUNTREQUEST']._serialized_start=1834
+  _globals['_FREEZEACCOUNTREQUEST']._serialized_end=1999
+  _globals['_FREEZEACCOUNTRESPONSE']._serialized_start=2001
+  _globals['_FREEZEACCOUNTRESPONSE']._serialized_end=2090
+  _globals['_UNFREEZEACCOUNTREQUEST']._serialized_start=2093
+  _globals['_UNFREEZEACCOUNTREQUEST']._serialized_end=2260
+  _globals['_UNFREEZEACCOUNTRESPONSE']._serialized_start=2262
+  _globals['_UNFREEZEACCOUNTRESPONSE']._serialized_end=2306
+  _globals['_VERIFYLEDGERREQUEST']._serialized_start=2308
+  _globals['_VERIFYLEDGERREQUEST']._serialized_end=2429
+  _globals['_VERIFICATION']._serialized_start=2432
+  _globals['_VERIFICATION']._serialized_end=2588
+  _globals['_VERIFYLEDGERRESPONSE']._serialized_start=2590
+  _globals['_VERIFYLEDGERRESPONSE']._serialized_end=2693
+  _globals['_LEDGERADMINSERVICE']._serialized_start=2810
+  _globals['_LEDGERADMINSERVICE']._serialized_end=3433
 # @@protoc_insertion_point(module_scope)

@@ -72,7 +72,8 @@ class LedgerAdminServiceServicer:
     """
 
     def AdjustCredits(self, request, context):
-        """Adds or takes credits as a ledger transaction of its own; never an edit.
+        """Adds or takes credits as a ledger transaction of its own; never an edit. Refused while the account is frozen; no
+        refusal is remembered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +108,8 @@ class LedgerAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VerifyLedger(self, request, context):
-        """Recomputes one tenant, or all, from the entries and the hash chain, and says what it could not verify.
+        """Recomputes one tenant, or all, from the entries and the hash chain, and says what it could not verify. What
+        disagrees becomes a finding as the audit's do, and freezes the account as theirs would.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

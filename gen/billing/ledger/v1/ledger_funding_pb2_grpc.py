@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class LedgerFundingServiceStub:
-    """For the subscriptions room alone. A fact funds once: `reference_id` is unique per tenant and kind.
+    """For the subscriptions room alone. A fact funds once: `reference_id` is unique per tenant and
+    kind of operation. No refusal is remembered: the same key may be asked again.
     """
 
     def __init__(self, channel):
@@ -73,7 +74,8 @@ class LedgerFundingServiceStub:
 
 
 class LedgerFundingServiceServicer:
-    """For the subscriptions room alone. A fact funds once: `reference_id` is unique per tenant and kind.
+    """For the subscriptions room alone. A fact funds once: `reference_id` is unique per tenant and
+    kind of operation. No refusal is remembered: the same key may be asked again.
     """
 
     def GrantCredits(self, request, context):
@@ -173,7 +175,8 @@ def add_LedgerFundingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LedgerFundingService:
-    """For the subscriptions room alone. A fact funds once: `reference_id` is unique per tenant and kind.
+    """For the subscriptions room alone. A fact funds once: `reference_id` is unique per tenant and
+    kind of operation. No refusal is remembered: the same key may be asked again.
     """
 
     @staticmethod

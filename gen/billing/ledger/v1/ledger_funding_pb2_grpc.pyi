@@ -12,7 +12,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class LedgerFundingServiceStub:
-    """For the subscriptions room alone. A fact funds once: `reference_id` is unique per tenant and kind."""
+    """For the subscriptions room alone. A fact funds once: `reference_id` is unique per tenant and
+    kind of operation. No refusal is remembered: the same key may be asked again.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GrantCredits: _aio.UnaryUnaryMultiCallable[_ledger_funding_pb2.GrantCreditsRequest, _ledger_funding_pb2.GrantCreditsResponse]
@@ -33,7 +35,9 @@ class LedgerFundingServiceStub:
     """What a tenant has used of its limits."""
 
 class LedgerFundingServiceServicer:
-    """For the subscriptions room alone. A fact funds once: `reference_id` is unique per tenant and kind."""
+    """For the subscriptions room alone. A fact funds once: `reference_id` is unique per tenant and
+    kind of operation. No refusal is remembered: the same key may be asked again.
+    """
 
     def GrantCredits(
         self,

@@ -96,7 +96,7 @@ class AuditIntegrityRequest(_message.Message):
     idempotency_key: _builtins.str
     """`job:audit_integrity:<scheduled_for>`."""
     dry_run: _builtins.bool
-    """True: report, but open no finding."""
+    """True: report, but open no finding and freeze nobody."""
     def __init__(
         self,
         *,

@@ -65,7 +65,8 @@ class LedgerMaintenanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AuditIntegrity(self, request, context):
-        """Checks what was written since the last run and opens findings; never repairs.
+        """Checks what was written since the last run, and a part of what was checked before, and opens findings; never
+        repairs. A tenant whose lines, lots or holds contradict each other is frozen.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -20,7 +20,9 @@ class LedgerMaintenanceServiceStub:
     exact by the clock; this only writes down what already holds.
     """
     AuditIntegrity: _aio.UnaryUnaryMultiCallable[_ledger_maintenance_pb2.AuditIntegrityRequest, _ledger_maintenance_pb2.AuditIntegrityResponse]
-    """Checks what was written since the last run and opens findings; never repairs."""
+    """Checks what was written since the last run, and a part of what was checked before, and opens findings; never
+    repairs. A tenant whose lines, lots or holds contradict each other is frozen.
+    """
     Cleanup: _aio.UnaryUnaryMultiCallable[_ledger_maintenance_pb2.CleanupRequest, _ledger_maintenance_pb2.CleanupResponse]
     """Deletes what no rule needs any longer; never a transaction or an entry."""
 
@@ -41,7 +43,9 @@ class LedgerMaintenanceServiceServicer:
         request: _ledger_maintenance_pb2.AuditIntegrityRequest,
         context: _aio.ServicerContext[_ledger_maintenance_pb2.AuditIntegrityRequest, _abc.Awaitable[_ledger_maintenance_pb2.AuditIntegrityResponse]],
     ) -> _abc.Awaitable[_ledger_maintenance_pb2.AuditIntegrityResponse]:
-        """Checks what was written since the last run and opens findings; never repairs."""
+        """Checks what was written since the last run, and a part of what was checked before, and opens findings; never
+        repairs. A tenant whose lines, lots or holds contradict each other is frozen.
+        """
 
     def Cleanup(
         self,

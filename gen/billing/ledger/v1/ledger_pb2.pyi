@@ -153,7 +153,9 @@ class DebitRequest(_message.Message):
     tenant_id: _builtins.str
     """Whose credits."""
     idempotency_key: _builtins.str
-    """A repeat with the same content answers the first result, refusals included; with other content it is refused."""
+    """A repeat with the same content answers the first result, a remembered refusal included; with other content it is
+    refused.
+    """
     credits: _builtins.int
     """Whole credits, 1 to 10^12."""
     min_credits: _builtins.int
@@ -167,7 +169,9 @@ class DebitRequest(_message.Message):
     if_seq: _builtins.int
     """Absent: no condition. Else refused unless the account's seq is this."""
     dry_run: _builtins.bool
-    """True: answer what the call would, a repeat included, but book and remember nothing."""
+    """True: answer what the call would, a repeat included, but book and remember nothing; the ids answered then name
+    nothing.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Attached to the transaction; never consulted."""
@@ -318,7 +322,9 @@ class PlaceHoldRequest(_message.Message):
     tenant_id: _builtins.str
     """Whose credits."""
     idempotency_key: _builtins.str
-    """A repeat with the same content answers the first result, refusals included; with other content it is refused."""
+    """A repeat with the same content answers the first result, a remembered refusal included; with other content it is
+    refused.
+    """
     credits: _builtins.int
     """Whole credits, 1 to 10^12."""
     reason: _builtins.str
@@ -330,7 +336,9 @@ class PlaceHoldRequest(_message.Message):
     if_seq: _builtins.int
     """Absent: no condition. Else refused unless the account's seq is this."""
     dry_run: _builtins.bool
-    """True: decide and answer, but book and remember nothing."""
+    """True: answer what the call would, a repeat included, but book and remember nothing; the ids answered then name
+    nothing.
+    """
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """How long it lives: 1 second to 7 days."""
@@ -419,7 +427,9 @@ class CaptureHoldRequest(_message.Message):
     tenant_id: _builtins.str
     """Whose credits."""
     idempotency_key: _builtins.str
-    """A repeat with the same content answers the first result, refusals included; with other content it is refused."""
+    """A repeat with the same content answers the first result, a remembered refusal included; with other content it is
+    refused.
+    """
     hold_id: _builtins.str
     """Which hold."""
     credits: _builtins.int
@@ -502,7 +512,9 @@ class VoidHoldRequest(_message.Message):
     tenant_id: _builtins.str
     """Whose credits."""
     idempotency_key: _builtins.str
-    """A repeat with the same content answers the first result, refusals included; with other content it is refused."""
+    """A repeat with the same content answers the first result, a remembered refusal included; with other content it is
+    refused.
+    """
     hold_id: _builtins.str
     """Which hold."""
     description: _builtins.str
@@ -576,7 +588,9 @@ class ExtendHoldRequest(_message.Message):
     tenant_id: _builtins.str
     """Whose credits."""
     idempotency_key: _builtins.str
-    """A repeat with the same content answers the first result, refusals included; with other content it is refused."""
+    """A repeat with the same content answers the first result, a remembered refusal included; with other content it is
+    refused.
+    """
     hold_id: _builtins.str
     """Which hold."""
     @_builtins.property
@@ -643,7 +657,9 @@ class RefundDebitRequest(_message.Message):
     tenant_id: _builtins.str
     """Whose credits."""
     idempotency_key: _builtins.str
-    """A repeat with the same content answers the first result, refusals included; with other content it is refused."""
+    """A repeat with the same content answers the first result, a remembered refusal included; with other content it is
+    refused.
+    """
     transaction_id: _builtins.str
     """The debit or capture."""
     credits: _builtins.int
@@ -948,7 +964,7 @@ class GetBalanceRequest(_message.Message):
     """As of this line; 0: before the first."""
     @_builtins.property
     def as_of(self) -> _timestamp_pb2.Timestamp:
-        """As of this moment."""
+        """As of this moment; a later one than now leaves out what will have expired by then."""
 
     def __init__(
         self,
@@ -1298,7 +1314,9 @@ class AuthorizeRequest(_message.Message):
     tenant_id: _builtins.str
     """Whose."""
     idempotency_key: _builtins.str
-    """A repeat with the same content answers the first result, refusals included; with other content it is refused."""
+    """A repeat with the same content answers the first result, a remembered refusal included; with other content it is
+    refused.
+    """
     debit_credits: _builtins.int
     """Credits to take."""
     hold_credits: _builtins.int
@@ -1308,7 +1326,9 @@ class AuthorizeRequest(_message.Message):
     reference_id: _builtins.str
     """What it is for, in the caller's world. Empty: nothing named."""
     dry_run: _builtins.bool
-    """True: decide and answer, but book and remember nothing."""
+    """True: answer what the call would, a repeat included, but book and remember nothing; the ids answered then name
+    nothing.
+    """
     @_builtins.property
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___LimitAmount]:
         """Limits to consume. Empty: none."""
@@ -1355,7 +1375,7 @@ class AuthorizeResponse(_message.Message):
     """True: decided by an earlier call with this key."""
     @_builtins.property
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___LimitDecision]:
-        """What each limit said."""
+        """What each limit says afterwards; in a refusal, what each said to what was asked of it."""
 
     @_builtins.property
     def transaction(self) -> _types_pb2.Transaction:
@@ -1398,7 +1418,9 @@ class ConsumeLimitsRequest(_message.Message):
     tenant_id: _builtins.str
     """Whose."""
     idempotency_key: _builtins.str
-    """A repeat with the same content answers the first result, refusals included; with other content it is refused."""
+    """A repeat with the same content answers the first result, a remembered refusal included; with other content it is
+    refused.
+    """
     @_builtins.property
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___LimitAmount]:
         """All or nothing."""
@@ -1458,7 +1480,9 @@ class ReleaseLimitsRequest(_message.Message):
     tenant_id: _builtins.str
     """Whose."""
     idempotency_key: _builtins.str
-    """A repeat with the same content answers the first result, refusals included; with other content it is refused."""
+    """A repeat with the same content answers the first result, a remembered refusal included; with other content it is
+    refused.
+    """
     @_builtins.property
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___LimitAmount]:
         """All or nothing."""
@@ -1519,7 +1543,9 @@ class SetUsageRequest(_message.Message):
     tenant_id: _builtins.str
     """Whose."""
     idempotency_key: _builtins.str
-    """A repeat with the same content answers the first result, refusals included; with other content it is refused."""
+    """A repeat with the same content answers the first result, a remembered refusal included; with other content it is
+    refused.
+    """
     limit_key: _builtins.str
     """With the service: `blog.storage_mb`."""
     used: _builtins.int

@@ -176,7 +176,9 @@ class LedgerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamDebits(self, request_iterator, context):
-        """Numbered batches, answered in order. Resending a batch after a reconnect is safe by its keys.
+        """Numbered batches of at most 1 MiB, a few of them worked on at once, answered in order. Numbers rise by one from
+        whatever the first is. One that does not follow, or is malformed, ends the stream with INVALID_ARGUMENT once those
+        before it are answered. Resending after a reconnect what was not answered is safe by its keys.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -197,7 +199,8 @@ class LedgerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetTransaction(self, request, context):
-        """One transaction, by its id or by the key it was asked under.
+        """One transaction, by its id or by the key it was asked under. What moves no credits is none: usage counted, a
+        refused Authorize.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,13 +35,18 @@ class LedgerServiceStub:
     at most 1 MiB; a larger one is refused with RESOURCE_EXHAUSTED before anything is done.
     """
     StreamDebits: _aio.StreamStreamMultiCallable[_ledger_pb2.StreamDebitsRequest, _ledger_pb2.StreamDebitsResponse]
-    """Numbered batches, answered in order. Resending a batch after a reconnect is safe by its keys."""
+    """Numbered batches of at most 1 MiB, a few of them worked on at once, answered in order. Numbers rise by one from
+    whatever the first is. One that does not follow, or is malformed, ends the stream with INVALID_ARGUMENT once those
+    before it are answered. Resending after a reconnect what was not answered is safe by its keys.
+    """
     GetBalance: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetBalanceRequest, _ledger_pb2.GetBalanceResponse]
     """What a tenant has, now or at a past moment."""
     ListTransactions: _aio.UnaryUnaryMultiCallable[_ledger_pb2.ListTransactionsRequest, _ledger_pb2.ListTransactionsResponse]
     """A tenant's transactions, newest first."""
     GetTransaction: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetTransactionRequest, _ledger_pb2.GetTransactionResponse]
-    """One transaction, by its id or by the key it was asked under."""
+    """One transaction, by its id or by the key it was asked under. What moves no credits is none: usage counted, a
+    refused Authorize.
+    """
     CheckLimit: _aio.UnaryUnaryMultiCallable[_ledger_pb2.CheckLimitRequest, _ledger_pb2.CheckLimitResponse]
     """May this tenant use `requested` more of a limit? Decides nothing and counts nothing."""
     Authorize: _aio.UnaryUnaryMultiCallable[_ledger_pb2.AuthorizeRequest, _ledger_pb2.AuthorizeResponse]
@@ -115,7 +120,10 @@ class LedgerServiceServicer:
         request_iterator: _abc.AsyncIterator[_ledger_pb2.StreamDebitsRequest],
         context: _aio.ServicerContext[_abc.AsyncIterator[_ledger_pb2.StreamDebitsRequest], _abc.AsyncIterator[_ledger_pb2.StreamDebitsResponse]],
     ) -> _abc.AsyncIterator[_ledger_pb2.StreamDebitsResponse]:
-        """Numbered batches, answered in order. Resending a batch after a reconnect is safe by its keys."""
+        """Numbered batches of at most 1 MiB, a few of them worked on at once, answered in order. Numbers rise by one from
+        whatever the first is. One that does not follow, or is malformed, ends the stream with INVALID_ARGUMENT once those
+        before it are answered. Resending after a reconnect what was not answered is safe by its keys.
+        """
 
     def GetBalance(
         self,
@@ -136,7 +144,9 @@ class LedgerServiceServicer:
         request: _ledger_pb2.GetTransactionRequest,
         context: _aio.ServicerContext[_ledger_pb2.GetTransactionRequest, _abc.Awaitable[_ledger_pb2.GetTransactionResponse]],
     ) -> _abc.Awaitable[_ledger_pb2.GetTransactionResponse]:
-        """One transaction, by its id or by the key it was asked under."""
+        """One transaction, by its id or by the key it was asked under. What moves no credits is none: usage counted, a
+        refused Authorize.
+        """
 
     def CheckLimit(
         self,

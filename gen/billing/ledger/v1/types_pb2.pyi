@@ -157,7 +157,7 @@ class _LimitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LimitKind.V
     LIMIT_KIND_UNSPECIFIED: _LimitKind.ValueType  # 0
     """Read as hard."""
     LIMIT_KIND_HARD: _LimitKind.ValueType  # 1
-    """Never exceeded."""
+    """Never exceeded, but during a grace period."""
     LIMIT_KIND_SOFT: _LimitKind.ValueType  # 2
     """May be exceeded; the answer warns."""
 
@@ -167,7 +167,7 @@ class LimitKind(_LimitKind, metaclass=_LimitKindEnumTypeWrapper):
 LIMIT_KIND_UNSPECIFIED: LimitKind.ValueType  # 0
 """Read as hard."""
 LIMIT_KIND_HARD: LimitKind.ValueType  # 1
-"""Never exceeded."""
+"""Never exceeded, but during a grace period."""
 LIMIT_KIND_SOFT: LimitKind.ValueType  # 2
 """May be exceeded; the answer warns."""
 Global___LimitKind: _TypeAlias = LimitKind  # noqa: Y015
@@ -486,7 +486,7 @@ class Balance(_message.Message):
 
     @_builtins.property
     def lots(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lot]:
-        """Lots with something in them, in the order they are spent."""
+        """Lots with something in them, in the order they are spent. Only GetBalance lists them."""
 
     @_builtins.property
     def next_expires_at(self) -> _timestamp_pb2.Timestamp:
