@@ -160,10 +160,35 @@ async def test_a_stream_out_of_step_is_told_which_number_was_expected(
     async with ledger.raw_channel() as channel:
         stub = ledger_pb2_grpc.LedgerServiceStub(channel)
         call = stub.StreamDebits(skipping(), metadata=[("x-gateway-key", SECRETS["gateway_secret"])])
+        # What went before had an effect, which a refusal alone would deny.
+        assert told(await anext(aiter(call))) == ["1"]
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            [each async for each in call]
+            await anext(aiter(call))
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "must be 2" in (refused.value.details() or "")
+    assert await available(ledger, tenant) == 999
+
+
+async def test_a_malformed_batch_ends_its_stream_once_those_before_it_are_answered(
+    ledger: RunningLedger, tenant: str
+) -> None:
+    await ledger.funding.GrantCredits(a_grant(tenant, 1000))
+
+    async def malformed_at_last() -> AsyncIterator[pb.StreamDebitsRequest]:
+        for number in range(1, 6):
+            yield pb.StreamDebitsRequest(number=number, items=a_batch(a_debit(tenant, 1)).items)
+        yield pb.StreamDebitsRequest(number=6)
+
+    answered = []
+    async with ledger.raw_channel() as channel:
+        stub = ledger_pb2_grpc.LedgerServiceStub(channel)
+        call = stub.StreamDebits(malformed_at_last(), metadata=[("x-gateway-key", SECRETS["gateway_secret"])])
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            async for each in call:
+                answered.append(each.number)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert answered == [1, 2, 3, 4, 5]
+    assert await available(ledger, tenant) == 995
 
 
 async def test_a_refused_group_that_is_asked_again_has_the_same_culprit(

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
-from shared.errors import InvalidArgument
+from shared.errors import BillingError, InvalidArgument
 
 # Batches of one stream that are worked on at once; the next one is read when the first of them is answered.
 WINDOW = 8
@@ -26,11 +26,13 @@ async def in_order(
 ) -> AsyncIterator[tuple[int, Answer]]:
     """(number, answer) of each batch, in their order. Numbers rise by one from whatever the first is.
 
-    Batches begin in the order in which they came. A stream that ends early leaves what was begun to its keys.
+    Batches begin in the order in which they came. One that is refused as it is ends the stream, but only once those
+    before it are answered: they may have had an effect. A stream that ends early leaves what was begun to its keys.
     """
     begun: deque[tuple[int, asyncio.Task[Answer]]] = deque()
     reading: asyncio.Task[Request | None] | None = _read(requests)
     expected: int | None = None
+    refusal: BillingError | None = None
     try:
         while begun or reading is not None:
             waiting: list[asyncio.Task[Any]] = [begun[0][1]] if begun else []
@@ -41,13 +43,18 @@ async def in_order(
                 number, task = begun.popleft()
                 yield number, task.result()
             elif reading is not None and reading.done():
-                request = reading.result()
+                try:
+                    request = reading.result()
+                    expected = None if request is None else _next(expected, request.number)
+                except BillingError as error:
+                    request, refusal = None, error
                 if request is None:
                     reading = None
                     continue
-                expected = _next(expected, request.number)
                 begun.append((request.number, asyncio.create_task(_run(work, request))))
                 reading = _read(requests)
+        if refusal is not None:
+            raise refusal
     finally:
         for _, task in begun:
             task.cancel()
