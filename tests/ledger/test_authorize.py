@@ -268,3 +268,33 @@ async def test_a_decision_about_nothing_is_malformed(
         await ledger.service.Authorize(request_)
 
     assert any(name.startswith(field) for name, _ in malformed.value.violations)
+
+
+async def test_a_refusal_with_as_many_parts_as_there_may_be_reaches_its_caller(
+    ledger: RunningLedger, tenant: str
+) -> None:
+    keys = [f"{number:02d}" + "k" * 62 for number in range(32)]
+    service = types.ServiceEntitlement(
+        service_code="s" * 63,
+        enabled=True,
+        limits=[types.Limit(key=key, value=10**17, addon="a" * 64) for key in keys],
+    )
+    await ledger.funding.SetEntitlements(
+        funding_pb.SetEntitlementsRequest(
+            tenant_id=tenant, idempotency_key="entitlements:1", version=1, plan_code="pro", services=[service]
+        )
+    )
+
+    with pytest.raises(errors.FailedPrecondition) as refused:
+        await ledger.service.Authorize(
+            pb.AuthorizeRequest(
+                tenant_id=tenant,
+                idempotency_key="all",
+                limits=[pb.LimitAmount(limit_key=f"{'s' * 63}.{key}", amount=10**12) for key in keys],
+                debit_credits=1,
+                reason="blog.publish",
+            )
+        )
+
+    assert refused.value.reason == "INSUFFICIENT_CREDITS"
+    assert parts_of(refused.value).limits

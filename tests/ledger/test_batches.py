@@ -180,12 +180,16 @@ async def test_a_malformed_batch_ends_its_stream_once_those_before_it_are_answer
         yield pb.StreamDebitsRequest(number=6)
 
     answered = []
+
+    async def follow(call: grpc.aio.StreamStreamCall) -> None:
+        async for each in call:
+            answered.append(each.number)
+
     async with ledger.raw_channel() as channel:
         stub = ledger_pb2_grpc.LedgerServiceStub(channel)
-        call = stub.StreamDebits(malformed_at_last(), metadata=[("x-gateway-key", SECRETS["gateway_secret"])])
+        metadata = [("x-gateway-key", SECRETS["gateway_secret"])]
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            async for each in call:
-                answered.append(each.number)
+            await follow(stub.StreamDebits(malformed_at_last(), metadata=metadata))
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert answered == [1, 2, 3, 4, 5]
     assert await available(ledger, tenant) == 995
