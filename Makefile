@@ -6,7 +6,7 @@ export UV_PYTHON_DOWNLOADS := never
 
 .PHONY: help setup run demo psql test bench bench-long soak planted check proto baseline fmt lock clean
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 .venv/.ok: requirements-dev.lock pyproject.toml
 	@test -n "$(PY)" || { echo "Python 3.11 or newer is needed; none was found. Install it, or name one: make $(MAKECMDGOALS) PY=/path/to/python3"; exit 1; }
@@ -40,7 +40,7 @@ test: .venv/.ok ## run every test, or TESTS=tests/ledger
 	@$(BIN)/python -m pytest -q $(TESTS)
 
 SECONDS ?= 600
-soak: .venv/.ok ## run the long forms of the fault tests, each for SECONDS=600; SEED=… repeats a run
+soak: .venv/.ok ## run each long form of the fault tests and random programs for SECONDS=600; SEED=… repeats a run
 	@SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) $(BIN)/python -m pytest -s -n 0 -m soak $(TESTS)
 
 bench: .venv/.ok ## measure the ledger beside simpler ways to debit; QUICK=1 ends within ten minutes
@@ -49,7 +49,7 @@ bench: .venv/.ok ## measure the ledger beside simpler ways to debit; QUICK=1 end
 bench-long: .venv/.ok ## the same with ten million transactions of history
 	@$(BIN)/python -m bench long
 
-planted: .venv/.ok ## plant the usual bugs in copies of this checkout: the tests have to catch each
+planted: .venv/.ok ## plant the usual bugs in copies of this checkout, or BUGS=no_unique_key: the tests have to catch each
 	@$(BIN)/python -m tests.planted $(BUGS)
 
 check: .venv/.ok ## lint contracts and code, check types

@@ -1,4 +1,4 @@
-"""The ledger owns every credit, and what a tenant may use. Read rpc.py, actions.py, rules/ and store/, in that order."""
+"""The ledger owns every credit, and what a tenant may use. Read rpc/, actions/, lanes.py, rules/, store/, in that order."""
 
 from pathlib import Path
 
