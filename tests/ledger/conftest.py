@@ -17,6 +17,7 @@ from billing.ledger.v1 import (
     ledger_maintenance_pb2_grpc,
     ledger_pb2_grpc,
 )
+from billing.ledger.v1 import ledger_pb2 as pb
 from psycopg.rows import dict_row
 from pydantic import SecretStr
 
@@ -53,6 +54,11 @@ class RunningLedger:
     def raw_channel(self) -> grpc.aio.Channel:
         """A channel without our interceptors, as a foreign client would open it."""
         return grpc.aio.insecure_channel(self.address)
+
+
+async def available(ledger: RunningLedger, tenant: str) -> int:
+    """What the tenant can spend now."""
+    return (await ledger.service.GetBalance(pb.GetBalanceRequest(tenant_id=tenant))).balance.available
 
 
 class Travel:

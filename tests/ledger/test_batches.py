@@ -12,11 +12,7 @@ from billing.ledger.v1 import ledger_pb2_grpc
 
 from shared.errors import InvalidArgument
 from tests.ledger.builders import a_batch, a_debit, a_grant
-from tests.ledger.conftest import SECRETS, RunningLedger
-
-
-async def available(ledger: RunningLedger, tenant: str) -> int:
-    return (await ledger.service.GetBalance(pb.GetBalanceRequest(tenant_id=tenant))).balance.available
+from tests.ledger.conftest import SECRETS, RunningLedger, available
 
 
 def told(response: pb.BatchDebitResponse | pb.StreamDebitsResponse) -> list[str]:

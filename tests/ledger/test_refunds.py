@@ -23,11 +23,7 @@ from tests.ledger.builders import (
     an_adjustment,
     in_days,
 )
-from tests.ledger.conftest import RunningLedger, Travel
-
-
-async def available(ledger: RunningLedger, tenant: str) -> int:
-    return (await ledger.service.GetBalance(pb.GetBalanceRequest(tenant_id=tenant))).balance.available
+from tests.ledger.conftest import RunningLedger, Travel, available
 
 
 async def posted(ledger: RunningLedger, tenant: str) -> list[tuple[str, int]]:

@@ -11,7 +11,7 @@ from billing.ledger.v1 import types_pb2 as types
 
 from shared import errors
 from tests.ledger.builders import a_debit, a_grant, in_days
-from tests.ledger.conftest import SECRETS, RunningLedger
+from tests.ledger.conftest import SECRETS, RunningLedger, available
 
 
 async def test_subscription_credits_are_spent_before_permanent_ones(
@@ -311,11 +311,6 @@ async def test_only_rooms_may_fund(
     assert refusal.value.code() == code
     listed = await ledger.funding.GrantCredits(a_grant(tenant, 1))
     assert listed.transaction.first_seq == 1
-
-
-async def available(ledger: RunningLedger, tenant: str) -> int:
-    answer = await ledger.service.GetBalance(pb.GetBalanceRequest(tenant_id=tenant))
-    return answer.balance.available
 
 
 async def test_a_grant_answers_the_lot_it_made_and_a_repeat_the_same(
