@@ -1,1 +1,1 @@
-"""Pure decisions over frozen values: no I/O and no clock. Start with `operations.apply`."""
+"""Pure decisions over frozen values: no I/O and no clock. Start with `batch.decide`."""

@@ -1,1 +1,1 @@
-"""Every SQL statement of the ledger: `lane` writes credits in batches, `reads` answers, `entitlements` keeps limits."""
+"""Every SQL statement of the ledger: `load` and `write` are a lane's two round trips, `reads` answers, `audit` looks."""
