@@ -287,6 +287,8 @@ async def test_an_expiry_in_the_past_is_refused(ledger: RunningLedger, tenant: s
         await ledger.funding.GrantCredits(a_grant(tenant, 10, expires_at=in_days(-1)))
 
     assert refusal.value.reason == "ALREADY_EXPIRED"
+    with pytest.raises(errors.NotFound):  # a refusal has no effect: no account was opened either
+        await ledger.service.GetBalance(pb.GetBalanceRequest(tenant_id=tenant))
 
 
 @pytest.mark.parametrize(

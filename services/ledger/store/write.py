@@ -99,9 +99,11 @@ WHERE a.tenant_id = u.tenant_id"""
 async def write(connection: Connection, decided: Decided) -> None:
     """Writes each table once and commits: one round trip. Returning means that it is durable."""
     trip = RoundTrip(connection)
-    for statement, values in _statements(decided):
+    statements = _statements(decided)
+    for statement, values in statements:
         trip.ask(statement, values)
-    trip.ask("COMMIT")
+    # A grant that was refused opens no account.
+    trip.ask("COMMIT" if statements else "ROLLBACK")
     await trip.go()
 
 
