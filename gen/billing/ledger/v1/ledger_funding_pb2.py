@@ -27,7 +27,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&billing/ledger/v1/ledger_funding.proto\x12\x11\x62illing.ledger.v1\x1a\x1d\x62illing/ledger/v1/types.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xec\x03\n\x13GrantCreditsRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x35\n\x06\x62ucket\x18\x03 \x01(\x0e\x32\x19.billing.ledger.v1.BucketB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x1f\n\x07\x63redits\x18\x04 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\xa0\x94\xa5\x8d\x1d \x00\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12 \n\x0creference_id\x18\x06 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x1a\n\x06reason\x18\x07 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1d\n\x0b\x64\x65scription\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08:\x97\x01\xbaH\x93\x01\x1a\x90\x01\n\x0cgrant.expiry\x12Texpires_at: subscription credits need an expiry and permanent ones must not have one\x1a*(this.bucket == 1) == has(this.expires_at)\"\x82\x01\n\x14GrantCreditsResponse\x12\x33\n\x0btransaction\x18\x01 \x01(\x0b\x32\x1e.billing.ledger.v1.Transaction\x12#\n\x03lot\x18\x02 \x01(\x0b\x32\x16.billing.ledger.v1.Lot\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\x8f\x02\n\x12RevokeGrantRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12#\n\x12grant_reference_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1f\n\x07\x63redits\x18\x04 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\xa0\x94\xa5\x8d\x1d \x00\x12 \n\x0creference_id\x18\x05 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x1a\n\x06reason\x18\x06 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1d\n\x0b\x64\x65scription\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"\x93\x01\n\x13RevokeGrantResponse\x12\x33\n\x0btransaction\x18\x01 \x01(\x0b\x32\x1e.billing.ledger.v1.Transaction\x12\r\n\x05taken\x18\x02 \x01(\x03\x12\x0f\n\x07\x63laimed\x18\x03 \x01(\x03\x12\x15\n\ralready_spent\x18\x04 \x01(\x03\x12\x10\n\x08replayed\x18\x05 \x01(\x08\"\xd4\x01\n\x13RestoreGrantRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12$\n\x13revoke_reference_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12 \n\x0creference_id\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x1d\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"]\n\x14RestoreGrantResponse\x12\x33\n\x0btransaction\x18\x01 \x01(\x0b\x32\x1e.billing.ledger.v1.Transaction\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"y\n\x11ListGrantsRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x12ListGrantsResponse\x12&\n\x06grants\x18\x01 \x03(\x0b\x32\x16.billing.ledger.v1.Lot\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xfb\x02\n\x16SetEntitlementsRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x18\n\x07version\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\x1a\n\tplan_code\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x42\n\x08services\x18\x05 \x03(\x0b\x32%.billing.ledger.v1.ServiceEntitlementB\t\xbaH\x06\x92\x01\x03\x10\xc8\x01:\x8e\x01\xbaH\x8a\x01\x1a\x87\x01\n\x1a\x65ntitlements.services_once\x12.services: each service_code must be named once\x1a\x39this.services.map(service, service.service_code).unique()\"c\n\x17SetEntitlementsResponse\x12\x37\n\x07outcome\x18\x01 \x01(\x0e\x32&.billing.ledger.v1.EntitlementsOutcome\x12\x0f\n\x07version\x18\x02 \x01(\x03\"K\n\x16GetEntitlementsRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\"v\n\x17GetEntitlementsResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x11\n\tplan_code\x18\x02 \x01(\t\x12\x37\n\x08services\x18\x03 \x03(\x0b\x32%.billing.ledger.v1.ServiceEntitlement\"x\n\x10ListUsageRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x05Usage\x12\x11\n\tlimit_key\x18\x01 \x01(\t\x12\x0c\n\x04used\x18\x02 \x01(\x03\x12.\n\nupdated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"U\n\x11ListUsageResponse\x12\'\n\x05usage\x18\x01 \x03(\x0b\x32\x18.billing.ledger.v1.Usage\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x82\x01\n\x13\x45ntitlementsOutcome\x12$\n ENTITLEMENTS_OUTCOME_UNSPECIFIED\x10\x00\x12 \n\x1c\x45NTITLEMENTS_OUTCOME_APPLIED\x10\x01\x12#\n\x1f\x45NTITLEMENTS_OUTCOME_SUPERSEDED\x10\x02\x32\xbd\x05\n\x14LedgerFundingService\x12_\n\x0cGrantCredits\x12&.billing.ledger.v1.GrantCreditsRequest\x1a\'.billing.ledger.v1.GrantCreditsResponse\x12\\\n\x0bRevokeGrant\x12%.billing.ledger.v1.RevokeGrantRequest\x1a&.billing.ledger.v1.RevokeGrantResponse\x12_\n\x0cRestoreGrant\x12&.billing.ledger.v1.RestoreGrantRequest\x1a\'.billing.ledger.v1.RestoreGrantResponse\x12Y\n\nListGrants\x12$.billing.ledger.v1.ListGrantsRequest\x1a%.billing.ledger.v1.ListGrantsResponse\x12h\n\x0fSetEntitlements\x12).billing.ledger.v1.SetEntitlementsRequest\x1a*.billing.ledger.v1.SetEntitlementsResponse\x12h\n\x0fGetEntitlements\x12).billing.ledger.v1.GetEntitlementsRequest\x1a*.billing.ledger.v1.GetEntitlementsResponse\x12V\n\tListUsage\x12#.billing.ledger.v1.ListUsageRequest\x1a$.billing.ledger.v1.ListUsageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&billing/ledger/v1/ledger_funding.proto\x12\x11\x62illing.ledger.v1\x1a\x1d\x62illing/ledger/v1/types.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xec\x03\n\x13GrantCreditsRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x35\n\x06\x62ucket\x18\x03 \x01(\x0e\x32\x19.billing.ledger.v1.BucketB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x1f\n\x07\x63redits\x18\x04 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\xa0\x94\xa5\x8d\x1d \x00\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12 \n\x0creference_id\x18\x06 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x1a\n\x06reason\x18\x07 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1d\n\x0b\x64\x65scription\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08:\x97\x01\xbaH\x93\x01\x1a\x90\x01\n\x0cgrant.expiry\x12Texpires_at: subscription credits need an expiry and permanent ones must not have one\x1a*(this.bucket == 1) == has(this.expires_at)\"\x82\x01\n\x14GrantCreditsResponse\x12\x33\n\x0btransaction\x18\x01 \x01(\x0b\x32\x1e.billing.ledger.v1.Transaction\x12#\n\x03lot\x18\x02 \x01(\x0b\x32\x16.billing.ledger.v1.Lot\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\x92\x02\n\x12RevokeGrantRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12&\n\x12grant_reference_id\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x1f\n\x07\x63redits\x18\x04 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\xa0\x94\xa5\x8d\x1d \x00\x12 \n\x0creference_id\x18\x05 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x1a\n\x06reason\x18\x06 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1d\n\x0b\x64\x65scription\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"\x93\x01\n\x13RevokeGrantResponse\x12\x33\n\x0btransaction\x18\x01 \x01(\x0b\x32\x1e.billing.ledger.v1.Transaction\x12\r\n\x05taken\x18\x02 \x01(\x03\x12\x0f\n\x07\x63laimed\x18\x03 \x01(\x03\x12\x15\n\ralready_spent\x18\x04 \x01(\x03\x12\x10\n\x08replayed\x18\x05 \x01(\x08\"\xd7\x01\n\x13RestoreGrantRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\'\n\x13revoke_reference_id\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12 \n\x0creference_id\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x1d\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"]\n\x14RestoreGrantResponse\x12\x33\n\x0btransaction\x18\x01 \x01(\x0b\x32\x1e.billing.ledger.v1.Transaction\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"y\n\x11ListGrantsRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x12ListGrantsResponse\x12&\n\x06grants\x18\x01 \x03(\x0b\x32\x16.billing.ledger.v1.Lot\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xfb\x02\n\x16SetEntitlementsRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x18\n\x07version\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\x1a\n\tplan_code\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x42\n\x08services\x18\x05 \x03(\x0b\x32%.billing.ledger.v1.ServiceEntitlementB\t\xbaH\x06\x92\x01\x03\x10\xc8\x01:\x8e\x01\xbaH\x8a\x01\x1a\x87\x01\n\x1a\x65ntitlements.services_once\x12.services: each service_code must be named once\x1a\x39this.services.map(service, service.service_code).unique()\"c\n\x17SetEntitlementsResponse\x12\x37\n\x07outcome\x18\x01 \x01(\x0e\x32&.billing.ledger.v1.EntitlementsOutcome\x12\x0f\n\x07version\x18\x02 \x01(\x03\"K\n\x16GetEntitlementsRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\"v\n\x17GetEntitlementsResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x11\n\tplan_code\x18\x02 \x01(\t\x12\x37\n\x08services\x18\x03 \x03(\x0b\x32%.billing.ledger.v1.ServiceEntitlement\"x\n\x10ListUsageRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x05Usage\x12\x11\n\tlimit_key\x18\x01 \x01(\t\x12\x0c\n\x04used\x18\x02 \x01(\x03\x12.\n\nupdated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"U\n\x11ListUsageResponse\x12\'\n\x05usage\x18\x01 \x03(\x0b\x32\x18.billing.ledger.v1.Usage\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x82\x01\n\x13\x45ntitlementsOutcome\x12$\n ENTITLEMENTS_OUTCOME_UNSPECIFIED\x10\x00\x12 \n\x1c\x45NTITLEMENTS_OUTCOME_APPLIED\x10\x01\x12#\n\x1f\x45NTITLEMENTS_OUTCOME_SUPERSEDED\x10\x02\x32\xbd\x05\n\x14LedgerFundingService\x12_\n\x0cGrantCredits\x12&.billing.ledger.v1.GrantCreditsRequest\x1a\'.billing.ledger.v1.GrantCreditsResponse\x12\\\n\x0bRevokeGrant\x12%.billing.ledger.v1.RevokeGrantRequest\x1a&.billing.ledger.v1.RevokeGrantResponse\x12_\n\x0cRestoreGrant\x12&.billing.ledger.v1.RestoreGrantRequest\x1a\'.billing.ledger.v1.RestoreGrantResponse\x12Y\n\nListGrants\x12$.billing.ledger.v1.ListGrantsRequest\x1a%.billing.ledger.v1.ListGrantsResponse\x12h\n\x0fSetEntitlements\x12).billing.ledger.v1.SetEntitlementsRequest\x1a*.billing.ledger.v1.SetEntitlementsResponse\x12h\n\x0fGetEntitlements\x12).billing.ledger.v1.GetEntitlementsRequest\x1a*.billing.ledger.v1.GetEntitlementsResponse\x12V\n\tListUsage\x12#.billing.ledger.v1.ListUsageRequest\x1a$.billing.ledger.v1.ListUsageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,7 +55,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REVOKEGRANTREQUEST'].fields_by_name['idempotency_key']._loaded_options = None
   _globals['_REVOKEGRANTREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\272H\007r\005\020\001\030\377\001'
   _globals['_REVOKEGRANTREQUEST'].fields_by_name['grant_reference_id']._loaded_options = None
-  _globals['_REVOKEGRANTREQUEST'].fields_by_name['grant_reference_id']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_REVOKEGRANTREQUEST'].fields_by_name['grant_reference_id']._serialized_options = b'\272H\007r\005\020\001\030\377\001'
   _globals['_REVOKEGRANTREQUEST'].fields_by_name['credits']._loaded_options = None
   _globals['_REVOKEGRANTREQUEST'].fields_by_name['credits']._serialized_options = b'\272H\013\"\t\030\200\240\224\245\215\035 \000'
   _globals['_REVOKEGRANTREQUEST'].fields_by_name['reference_id']._loaded_options = None
@@ -69,7 +69,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESTOREGRANTREQUEST'].fields_by_name['idempotency_key']._loaded_options = None
   _globals['_RESTOREGRANTREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\272H\007r\005\020\001\030\377\001'
   _globals['_RESTOREGRANTREQUEST'].fields_by_name['revoke_reference_id']._loaded_options = None
-  _globals['_RESTOREGRANTREQUEST'].fields_by_name['revoke_reference_id']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_RESTOREGRANTREQUEST'].fields_by_name['revoke_reference_id']._serialized_options = b'\272H\007r\005\020\001\030\377\001'
   _globals['_RESTOREGRANTREQUEST'].fields_by_name['reference_id']._loaded_options = None
   _globals['_RESTOREGRANTREQUEST'].fields_by_name['reference_id']._serialized_options = b'\272H\007r\005\020\001\030\377\001'
   _globals['_RESTOREGRANTREQUEST'].fields_by_name['description']._loaded_options = None
@@ -96,38 +96,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTUSAGEREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\033r\031\020\001\030\200\0012\022^[A-Za-z0-9_.:-]+$'
   _globals['_LISTUSAGEREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTUSAGEREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\364\003(\000'
-  _globals['_ENTITLEMENTSOUTCOME']._serialized_start=2706
-  _globals['_ENTITLEMENTSOUTCOME']._serialized_end=2836
+  _globals['_ENTITLEMENTSOUTCOME']._serialized_start=2712
+  _globals['_ENTITLEMENTSOUTCOME']._serialized_end=2842
   _globals['_GRANTCREDITSREQUEST']._serialized_start=155
   _globals['_GRANTCREDITSREQUEST']._serialized_end=647
   _globals['_GRANTCREDITSRESPONSE']._serialized_start=650
   _globals['_GRANTCREDITSRESPONSE']._serialized_end=780
   _globals['_REVOKEGRANTREQUEST']._serialized_start=783
-  _globals['_REVOKEGRANTREQUEST']._serialized_end=1054
-  _globals['_REVOKEGRANTRESPONSE']._serialized_start=1057
-  _globals['_REVOKEGRANTRESPONSE']._serialized_end=1204
-  _globals['_RESTOREGRANTREQUEST']._serialized_start=1207
-  _globals['_RESTOREGRANTREQUEST']._serialized_end=1419
-  _globals['_RESTOREGRANTRESPONSE']._serialized_start=1421
-  _globals['_RESTOREGRANTRESPONSE']._serialized_end=1514
-  _globals['_LISTGRANTSREQUEST']._serialized_start=1516
-  _globals['_LISTGRANTSREQUEST']._serialized_end=1637
-  _globals['_LISTGRANTSRESPONSE']._serialized_start=1639
-  _globals['_LISTGRANTSRESPONSE']._serialized_end=1724
-  _globals['_SETENTITLEMENTSREQUEST']._serialized_start=1727
-  _globals['_SETENTITLEMENTSREQUEST']._serialized_end=2106
-  _globals['_SETENTITLEMENTSRESPONSE']._serialized_start=2108
-  _globals['_SETENTITLEMENTSRESPONSE']._serialized_end=2207
-  _globals['_GETENTITLEMENTSREQUEST']._serialized_start=2209
-  _globals['_GETENTITLEMENTSREQUEST']._serialized_end=2284
-  _globals['_GETENTITLEMENTSRESPONSE']._serialized_start=2286
-  _globals['_GETENTITLEMENTSRESPONSE']._serialized_end=2404
-  _globals['_LISTUSAGEREQUEST']._serialized_start=2406
-  _globals['_LISTUSAGEREQUEST']._serialized_end=2526
-  _globals['_USAGE']._serialized_start=2528
-  _globals['_USAGE']._serialized_end=2616
-  _globals['_LISTUSAGERESPONSE']._serialized_start=2618
-  _globals['_LISTUSAGERESPONSE']._serialized_end=2703
-  _globals['_LEDGERFUNDINGSERVICE']._serialized_start=2839
-  _globals['_LEDGERFUNDINGSERVICE']._serialized_end=3540
+  _globals['_REVOKEGRANTREQUEST']._serialized_end=1057
+  _globals['_REVOKEGRANTRESPONSE']._serialized_start=1060
+  _globals['_REVOKEGRANTRESPONSE']._serialized_end=1207
+  _globals['_RESTOREGRANTREQUEST']._serialized_start=1210
+  _globals['_RESTOREGRANTREQUEST']._serialized_end=1425
+  _globals['_RESTOREGRANTRESPONSE']._serialized_start=1427
+  _globals['_RESTOREGRANTRESPONSE']._serialized_end=1520
+  _globals['_LISTGRANTSREQUEST']._serialized_start=1522
+  _globals['_LISTGRANTSREQUEST']._serialized_end=1643
+  _globals['_LISTGRANTSRESPONSE']._serialized_start=1645
+  _globals['_LISTGRANTSRESPONSE']._serialized_end=1730
+  _globals['_SETENTITLEMENTSREQUEST']._serialized_start=1733
+  _globals['_SETENTITLEMENTSREQUEST']._serialized_end=2112
+  _globals['_SETENTITLEMENTSRESPONSE']._serialized_start=2114
+  _globals['_SETENTITLEMENTSRESPONSE']._serialized_end=2213
+  _globals['_GETENTITLEMENTSREQUEST']._serialized_start=2215
+  _globals['_GETENTITLEMENTSREQUEST']._serialized_end=2290
+  _globals['_GETENTITLEMENTSRESPONSE']._serialized_start=2292
+  _globals['_GETENTITLEMENTSRESPONSE']._serialized_end=2410
+  _globals['_LISTUSAGEREQUEST']._serialized_start=2412
+  _globals['_LISTUSAGEREQUEST']._serialized_end=2532
+  _globals['_USAGE']._serialized_start=2534
+  _globals['_USAGE']._serialized_end=2622
+  _globals['_LISTUSAGERESPONSE']._serialized_start=2624
+  _globals['_LISTUSAGERESPONSE']._serialized_end=2709
+  _globals['_LEDGERFUNDINGSERVICE']._serialized_start=2845
+  _globals['_LEDGERFUNDINGSERVICE']._serialized_end=3546
 # @@protoc_insertion_point(module_scope)
