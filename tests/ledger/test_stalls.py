@@ -10,9 +10,10 @@ import pytest
 
 from services.ledger import errors
 from services.ledger.lanes import Lanes
+from services.ledger.rules.batch import Decided
 from services.ledger.rules.model import Noted, Outcome
 from services.ledger.rules.requests import Freeze, PlaceHold, Unfreeze
-from services.ledger.store import load
+from services.ledger.store import load, write
 from shared.errors import Unavailable
 from tests.conftest import Database
 from tests.ledger.conftest import Travel
@@ -89,3 +90,86 @@ async def test_a_row_that_somebody_keeps_locked_costs_its_own_tenant_only(
 
     assert isinstance(await lanes.submit(a_debit(tenant, "a")), Outcome)
     assert await balance(database, tenant) == (99, 99)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "08006",
+        "25006",
+        "25P03",
+        "25P04",
+        "40001",
+        "40P01",
+        "53100",
+        "53200",
+        "53300",
+        "57014",
+        "57P01",
+        "58030",
+    ],
+)
+async def test_what_passes_is_tried_again_and_nobody_notices(
+    lanes: Lanes, database: Database, tenant: str, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    await lanes.submit(a_grant(tenant))
+    fail_once(monkeypatch, state)
+
+    answer = await lanes.submit(a_debit(tenant, "k"))
+
+    assert isinstance(answer, Outcome)
+    assert not answer.replayed
+    assert await balance(database, tenant) == (99, 99)
+
+
+@pytest.mark.parametrize("state", ["54000", "XX001", "42501", "23514", "22003"])
+async def test_what_one_operation_causes_costs_its_neighbours_nothing(
+    lanes: Lanes, database: Database, tenant: str, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    await lanes.submit(a_grant(tenant))
+    fail_while(monkeypatch, state, "poison")
+
+    calls = [lanes.submit(a_debit(tenant, key)) for key in ("a", "poison", "b")]
+    answers = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
+
+    assert [isinstance(each, Outcome) for each in answers] == [True, False, True]
+    assert await balance(database, tenant) == (98, 98)
+
+
+async def test_a_disk_that_stays_full_is_told_as_unknown_and_the_lane_lives_on(
+    lanes: Lanes, database: Database, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lanes.submit(a_grant(tenant))
+    with monkeypatch.context() as full:
+        full.setattr("shared.backoff.delay", lambda *_, **__: timedelta())
+        fail_while(full, "53100", "k")
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(lanes.submit(a_debit(tenant, "k")), 8)
+
+    assert isinstance(await lanes.submit(a_debit(tenant, "k")), Outcome)
+    assert await balance(database, tenant) == (99, 99)
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    """The next batch meets this error before anything of it is committed."""
+    write_now, failed = write.write, []
+
+    async def failing(connection: load.Connection, decided: Decided) -> None:
+        if not failed:
+            failed.append(True)
+            raise psycopg.errors.lookup(state)
+        await write_now(connection, decided)
+
+    monkeypatch.setattr(write, "write", failing)
+
+
+def fail_while(monkeypatch: pytest.MonkeyPatch, state: str, key: str) -> None:
+    """Every batch with this key meets this error."""
+    write_now = write.write
+
+    async def failing(connection: load.Connection, decided: Decided) -> None:
+        if any(record.idempotency_key == key for record in decided.records):
+            raise psycopg.errors.lookup(state)
+        await write_now(connection, decided)
+
+    monkeypatch.setattr(write, "write", failing)
