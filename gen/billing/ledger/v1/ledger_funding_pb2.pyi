@@ -325,7 +325,7 @@ class ListGrantsResponse(_message.Message):
     """Empty: this was the last page."""
     @_builtins.property
     def grants(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Lot]:
-        """Newest first, spent and expired ones included."""
+        """Newest first; spent, expired and revoked ones included."""
 
     def __init__(
         self,

@@ -101,7 +101,7 @@ class LedgerFundingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListGrants(self, request, context):
-        """The grants of a tenant, newest first.
+        """The lots of a tenant, newest first, those that adjustments and refunds made included.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,7 +26,7 @@ class LedgerFundingServiceStub:
     still claim of the lot they then take.
     """
     ListGrants: _aio.UnaryUnaryMultiCallable[_ledger_funding_pb2.ListGrantsRequest, _ledger_funding_pb2.ListGrantsResponse]
-    """The grants of a tenant, newest first."""
+    """The lots of a tenant, newest first, those that adjustments and refunds made included."""
     SetEntitlements: _aio.UnaryUnaryMultiCallable[_ledger_funding_pb2.SetEntitlementsRequest, _ledger_funding_pb2.SetEntitlementsResponse]
     """Replaces a tenant's limits if `version` is newer than what is stored. Opens the account when there is none."""
     GetEntitlements: _aio.UnaryUnaryMultiCallable[_ledger_funding_pb2.GetEntitlementsRequest, _ledger_funding_pb2.GetEntitlementsResponse]
@@ -67,7 +67,7 @@ class LedgerFundingServiceServicer:
         request: _ledger_funding_pb2.ListGrantsRequest,
         context: _aio.ServicerContext[_ledger_funding_pb2.ListGrantsRequest, _abc.Awaitable[_ledger_funding_pb2.ListGrantsResponse]],
     ) -> _abc.Awaitable[_ledger_funding_pb2.ListGrantsResponse]:
-        """The grants of a tenant, newest first."""
+        """The lots of a tenant, newest first, those that adjustments and refunds made included."""
 
     def SetEntitlements(
         self,

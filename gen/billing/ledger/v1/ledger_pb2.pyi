@@ -1027,7 +1027,7 @@ class ListTransactionsRequest(_message.Message):
     reason_prefix: _builtins.str
     """Only reasons that begin with this, such as `blog.`. Empty: all."""
     include_rejected: _builtins.bool
-    """True: refusals too."""
+    """True: refusals too, but those of Authorize, which are no transactions."""
     def __init__(
         self,
         *,

@@ -429,7 +429,7 @@ class Lot(_message.Message):
     held: _builtins.int
     """Of these, set aside."""
     reference_id: _builtins.str
-    """The reference of the grant that made it."""
+    """The reference of the grant that made it; `adjustment:` or `refund:` with the transaction's id where that did."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """The moment from which it can no longer be spent. Absent: never."""
