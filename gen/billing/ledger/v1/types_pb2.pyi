@@ -429,7 +429,9 @@ class Lot(_message.Message):
     held: _builtins.int
     """Of these, set aside."""
     reference_id: _builtins.str
-    """The reference of the grant that made it; `adjustment:` or `refund:` with the transaction's id where that did."""
+    """The reference of the grant that made it. `adjustment:` or `refund:`, or to restore the revocation's reference and
+    `:`, with the transaction's id, where that one did.
+    """
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """The moment from which it can no longer be spent. Absent: never."""
