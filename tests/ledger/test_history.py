@@ -13,8 +13,8 @@ from billing.ledger.v1 import ledger_pb2 as pb
 from services.ledger.store import reads
 from shared import clock, errors, paging
 from tests.conftest import Database
-from tests.ledger.builders import a_debit, a_grant, in_days
-from tests.ledger.conftest import RunningLedger
+from tests.ledger.builders import a_debit, a_grant, a_hold, a_revocation, in_days
+from tests.ledger.conftest import RunningLedger, Travel
 
 
 async def test_a_balance_of_the_past_is_what_the_lines_said(ledger: RunningLedger, tenant: str) -> None:
@@ -134,3 +134,18 @@ async def test_a_tenant_that_cannot_be_settled_keeps_nobody_waiting(
     await ledger.maintenance.SettleExpired(maintenance_pb.SettleExpiredRequest(idempotency_key="job:c"))
 
     assert [each.amount for each in listed.transactions] == [-10, 10]
+
+
+async def test_a_balance_of_this_moment_is_the_balance_where_a_claimed_hold_has_lapsed(
+    ledger: RunningLedger, tenant: str, travel: Travel
+) -> None:
+    await ledger.funding.GrantCredits(a_grant(tenant, 100, reference_id="pay"))
+    await ledger.service.PlaceHold(a_hold(tenant, 60, seconds=60))
+    await ledger.funding.RevokeGrant(a_revocation(tenant, "pay", 90))
+    travel.forward(hours=1)  # the lapse is not booked yet, nor what the revocation then takes
+
+    now = (await ledger.service.GetBalance(pb.GetBalanceRequest(tenant_id=tenant))).balance
+    then = await ledger.service.GetBalance(pb.GetBalanceRequest(tenant_id=tenant, as_of=clock.now()))
+
+    assert (now.available, now.posted) == (10, 10)
+    assert (then.balance.available, then.balance.posted) == (10, 10)

@@ -48,6 +48,10 @@ async def get_balance(
             )
         seq, at = line or (0, as_of or now)
         then = await reads.list_lots_at(db, tenant_id, seq, since=at, until=as_of or at)
+        if seq == account.seq:
+            # What is claimed now takes what has lapsed since that line, booked or not.
+            claimed = {lot.lot: lot.claimed for lot in account.lots}
+            then = tuple(lot._replace(claimed=claimed.get(lot.lot, 0)) for lot in then)
         return _view(account._replace(seq=seq, lots=then), as_of or at)
 
 
