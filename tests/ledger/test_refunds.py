@@ -307,3 +307,19 @@ async def test_two_lines_of_one_ended_lot_serve_its_claim_once(
     )
 
     assert await available(ledger, tenant) == 3
+
+
+async def test_what_a_won_dispute_gave_back_elsewhere_is_taken_when_its_payment_is_refunded(
+    ledger: RunningLedger, tenant: str, travel: Travel
+) -> None:
+    await ledger.funding.GrantCredits(a_grant(tenant, 100, reference_id="pay", expires_at=in_days(1)))
+    await ledger.funding.RevokeGrant(a_revocation(tenant, "pay", 100, reference_id="dispute"))
+    travel.forward(days=2)
+    await ledger.funding.RestoreGrant(a_restoration(tenant, "dispute"))
+    await ledger.service.Debit(a_debit(tenant, 30))
+
+    refund = await ledger.funding.RevokeGrant(a_revocation(tenant, "pay", 100, reference_id="refund"))
+
+    assert (refund.taken, refund.claimed, refund.already_spent) == (70, 0, 30)
+    answer = await ledger.service.GetBalance(pb.GetBalanceRequest(tenant_id=tenant))
+    assert answer.balance.available == 0

@@ -22,7 +22,7 @@ def revoke(
         raise errors.UnknownGrant(
             f"there is no grant {asked.grant_reference_id}", reference_id=asked.grant_reference_id
         )
-    lot = lots.find(account, lot_number)
+    lot = _held_by(account, lots.find(account, lot_number), now)
     taken = min(asked.credits, lot.free)
     rest = asked.credits - taken
     claimed = min(rest, max(0, lot.held - lot.claimed))
@@ -109,6 +109,18 @@ def take_claims(
         account, outcome = _with_claim(account, outcome, smaller, -taken)
         booked.append(outcome)
     return account
+
+
+def _held_by(account: Account, lot: Lot, now: datetime) -> Lot:
+    """Where the grant's credits are: of a lot that has ended, a won dispute may have given them back elsewhere."""
+    if lot.live(now):
+        return lot
+    others = [
+        each
+        for each in account.lots
+        if each.reference_id == lot.reference_id and each.lot != lot.lot and each.live(now)
+    ]
+    return others[-1] if others else lot
 
 
 def _home_of(

@@ -306,6 +306,13 @@ class Credits:
         lot = next((lot for lot in self.lots if lot.reference == grant_reference), None)
         if lot is None:
             raise Refused("UNKNOWN_GRANT", reference_id=grant_reference)
+        if not lot.lives(at):
+            again = [
+                each
+                for each in self.lots
+                if each.reference == grant_reference and each.lives(at) and (each.free or each.held)
+            ]
+            lot = again[-1] if again else lot
         taken = min(credits, lot.free if lot.lives(at) else 0)
         rest = credits - taken
         claimed = min(rest, max(0, lot.held - self._claimed(lot)))
@@ -325,7 +332,7 @@ class Credits:
             return [Booked("restore")]
         lot = self.lot(claim.lot)
         if not lot.lives(at):
-            lot = self._new_lot(SUBSCRIPTION, claim.taken, at + SECOND_LIFE)
+            lot = self._new_lot(SUBSCRIPTION, claim.taken, at + SECOND_LIFE, lot.reference)
         booked = Booked("restore", [self._move(lot, claim.taken)])
         return [booked, *self._returned(lot, claim.taken, moment=at)]
 
