@@ -284,10 +284,11 @@ class _Lane:
             known, crowded = await self._load(connection, operations)
             while crowded:
                 # More holds are due than are settled at once: the rest must not count as held in what is decided.
-                await writing.write(
-                    connection, batch.decide(known, [Settle(each) for each in crowded], _new_id)
-                )
+                settled = batch.decide(known, [Settle(each) for each in crowded], _new_id)
+                await writing.write(connection, settled)
                 known, crowded = await self._load(connection, operations)
+                if not settled.outcomes:
+                    break  # due by another clock than the tenant's own, which may have gone back
             decided = batch.decide(known, operations, _new_id)
             lines = await loading.entries_of(connection, _repeated(decided.answers))
             found = iter(zip(operations, decided.answers, strict=True))
