@@ -44,6 +44,7 @@ def main(plan: Plan) -> None:
     began_at = time.monotonic()
     with world.new() as here:
         say(f"measuring on {world.machine(here.admin_url('postgres'))}")
+        here.wear_in()
         rates, ratios = throughput(here, plan)
         more_rates, more_ratios = cost(here, plan)
         rates, ratios = rates + more_rates, ratios + more_ratios
@@ -69,6 +70,7 @@ def throughput(here: World, plan: Plan) -> tuple[list[Rate], list[Ratio]]:
         rounds.settle(load, opponent, ledger)
         ratios = rounds.run(load, opponent, ledger, echo)
         rounds.pgbench()
+        rounds.run_on_a_slower_disk(load, opponent, ledger)
         capacity = rounds.rates["1,000 tenants: Debit"].median or 1.0
         latency = Latency(here, plan, capacity, say)
         with Child("bench.load") as flood:

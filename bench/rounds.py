@@ -19,6 +19,7 @@ MANY = [f"bench-{number}" for number in range(1, 1001)]
 CROWDS = {"hot tenant": HOT, "1,000 tenants": MANY}
 BATCHES = (10, 100, 1000)
 ROUNDS = 5
+SLOWER_MILLISECONDS = 2
 # No more is ever built beforehand; a window that needs more builds the rest as it goes.
 READY_ITEMS = 60_000
 
@@ -80,6 +81,19 @@ class Rounds:
                     self._batches(load, crowd, tenants, ledger, items)
             self._say(f"round {number} of {self._plan.rounds} is done")
         return self._ratios()
+
+    def run_on_a_slower_disk(self, load: Child, opponent: Child, ledger: str) -> None:
+        """The same where a flush of the log takes longer, for information: most disks are not as near as this one."""
+        self._world.slow_commits(SLOWER_MILLISECONDS)
+        for number in range(1, self._plan.rounds + 1):
+            for crowd, tenants in CROWDS.items():
+                slow = f"{crowd}, flush + {SLOWER_MILLISECONDS} ms"
+                answer = opponent.ask(method="interactive", tenants=tenants, **self._window)
+                self._note(f"{slow}: interactive", answer)
+                self._unary(load, slow, tenants, ledger)
+                self._batches(load, slow, tenants, ledger, 100)
+            self._say(f"round {number} of {self._plan.rounds} on a slower disk is done")
+        self._world.slow_commits(0)
 
     def pgbench(self) -> None:
         """The opponent's figure as PostgreSQL's own tool sees it, for information."""

@@ -27,6 +27,7 @@ from suite.processes import die_with_parent
 
 START_SECONDS_MAX = 30.0
 TEMPLATE = "bench_template"
+LOG_FILES = 48
 
 
 class World:
@@ -55,6 +56,23 @@ class World:
         return urlunsplit(
             parts._replace(netloc=f"ledger_rw:{self.passwords['ledger_rw']}@{parts.hostname}:{parts.port}")
         )
+
+    def wear_in(self) -> None:
+        """Leaves PostgreSQL a day's worth of log files to use again: making a new one stops everybody for 40 ms."""
+        with psycopg.connect(self.admin_url("postgres"), autocommit=True) as db:
+            db.execute("ALTER SYSTEM SET min_wal_size = '1GB'")
+            db.execute("ALTER SYSTEM SET max_wal_size = '4GB'")
+            db.execute("SELECT pg_reload_conf()")
+            for _ in range(LOG_FILES):
+                db.execute("SELECT pg_logical_emit_message(true, 'bench', 'x'), pg_switch_wal()")
+            db.execute("CHECKPOINT")
+
+    def slow_commits(self, milliseconds: float) -> None:
+        """Makes every flush of the log take this much longer, as on a disk that is further away."""
+        with psycopg.connect(self.admin_url("postgres"), autocommit=True) as db:
+            db.execute(f"ALTER SYSTEM SET commit_delay = {round(milliseconds * 1000)}")
+            db.execute("ALTER SYSTEM SET commit_siblings = 0")
+            db.execute("SELECT pg_reload_conf()")
 
     def database(self, name: str) -> str:
         """A migrated database of this name."""
