@@ -13,7 +13,10 @@ class LedgerSettings(RoomSettings):
     )
     ledger_database_url: SecretStr = Field(description="how ledger_rw connects")
     ledger_lanes: int = Field(
-        default=2, ge=1, le=64, description="write connections; about one for each core"
+        default=1,
+        ge=1,
+        le=64,
+        description="write connections; more of them make smaller batches, which pays for large batches over many tenants",
     )
     ledger_waiting_max: int = Field(default=20_000, ge=1, description="operations that may wait on one lane")
     ledger_waiting_per_tenant_max: int = Field(
