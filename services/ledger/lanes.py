@@ -278,9 +278,7 @@ class _Lane:
     async def _transact(self, waiters: Sequence[_Waiter]) -> list[list[Result | Refusal]]:
         operations = [operation for waiter in waiters for operation in waiter.operations]
         connection = await self._connected()
-        # Cut rather than cancelled: psycopg would first ask the server that does not answer to cancel.
-        guard = asyncio.get_running_loop().call_later(ROUND_TRIP_SECONDS, database.cut, connection)
-        try:
+        with _cut_in_time(connection):
             known, crowded = await self._load(connection, operations)
             while crowded:
                 # More holds are due than are settled at once: the rest must not count as held in what is decided.
@@ -300,8 +298,6 @@ class _Lane:
                 for each, answer in own:
                     waiter.in_doubt |= _new_keys(each, answer)
             await writing.write(connection, decided)
-        finally:
-            guard.cancel()
         return answered
 
     async def _load(
@@ -334,6 +330,7 @@ class _Lane:
 
 @contextlib.contextmanager
 def _cut_in_time(connection: Connection) -> Iterator[None]:
+    """Cut rather than cancelled: psycopg would first ask the server that does not answer to cancel."""
     guard = asyncio.get_running_loop().call_later(ROUND_TRIP_SECONDS, database.cut, connection)
     try:
         yield

@@ -189,3 +189,20 @@ async def test_a_session_that_the_server_ended_for_idling_is_replaced(
     assert isinstance(answer, Outcome)
     assert failed
     assert await balance(database, tenant) == (99, 99)
+
+
+async def test_lots_of_an_account_that_was_not_there_at_the_lock_are_nobodys_yet(
+    lanes: Lanes, database: Database, tenant: str
+) -> None:
+    # As a lane sees it whose lock came just before another process opened the account.
+    async with await psycopg.AsyncConnection.connect(database.url("ledger_rw")) as db:
+        await db.execute(
+            "INSERT INTO credit_buckets (tenant_id, lot, id, bucket, priority, granted, remaining, reference_id,"
+            " grant_transaction_id, created_at) VALUES (%s, 1, 'lot', 'permanent', 20, 5, 5, 'r', 't', now())",
+            [tenant],
+        )
+
+    with pytest.raises(errors.UnknownTenant):
+        await lanes.submit(a_debit(tenant, "k"))
+    async with await psycopg.AsyncConnection.connect(database.admin_url) as db:
+        await db.execute("DELETE FROM ledger.credit_buckets WHERE tenant_id = %s", [tenant])

@@ -79,17 +79,7 @@ def capture(account: Account, asked: CaptureHold, now: datetime, new_id: NewId) 
     if not asked.more_follows:
         rest = {leg.lot: leg.open - spent.get(leg.leg, 0) for leg in hold.legs}
         lines += [Line("release", lot, 0, -credits) for lot, credits in rest.items() if credits]
-    header = Header(
-        id=new_id(),
-        idempotency_key=asked.idempotency_key,
-        kind="capture",
-        status="captured",
-        amount=-asked.credits,
-        reason=hold.reason,
-        description=asked.description,
-        reference_id=hold.reference_id,
-        hold_id=hold.id,
-    )
+    header = _header(asked, hold, new_id, status="captured", amount=-asked.credits)
     account, outcome = book(account, header, lines, now)
     captured = hold.captured + sum(spent.values())
     if asked.more_follows and captured < hold.reserved:
@@ -101,17 +91,7 @@ def void(account: Account, asked: VoidHold, now: datetime, new_id: NewId) -> tup
     """Sets everything still held free."""
     refuse_frozen(account)
     hold = _held(account, asked.hold_id)
-    header = Header(
-        id=new_id(),
-        idempotency_key=asked.idempotency_key,
-        kind="void",
-        status="voided",
-        amount=0,
-        reason=hold.reason,
-        description=asked.description,
-        reference_id=hold.reference_id,
-        hold_id=hold.id,
-    )
+    header = _header(asked, hold, new_id, status="voided")
     lines = [Line("release", leg.lot, 0, -leg.open) for leg in hold.legs if leg.open]
     account, outcome = book(account, header, lines, now)
     return close(account, outcome, hold, {}, "voided")
@@ -121,16 +101,7 @@ def extend(account: Account, asked: ExtendHold, now: datetime, new_id: NewId) ->
     """Moves the end to `ttl` from now: never nearer, never beyond the cap."""
     refuse_frozen(account)
     hold = _held(account, asked.hold_id)
-    header = Header(
-        id=new_id(),
-        idempotency_key=asked.idempotency_key,
-        kind="extend",
-        status="held",
-        amount=0,
-        reason=hold.reason,
-        reference_id=hold.reference_id,
-        hold_id=hold.id,
-    )
+    header = _header(asked, hold, new_id, status="held")
     account, outcome = book(account, header, [], now)
     expires_at = min(max(hold.expires_at, now + asked.ttl), hold.max_expires_at)
     longer = hold._replace(expires_at=expires_at)
@@ -158,6 +129,23 @@ def _pin(account: Account, outcome: Outcome, hold: Hold) -> tuple[Account, Outco
             touched[lot.lot] = lot._replace(pinned_until=hold.expires_at)
             account = lots.put(account, touched[lot.lot])
     return account, outcome._replace(touched=tuple(touched.values()))
+
+
+def _header(
+    asked: CaptureHold | VoidHold | ExtendHold, hold: Hold, new_id: NewId, *, status: str, amount: int = 0
+) -> Header:
+    """What is done to a hold is booked for what it was placed for."""
+    return Header(
+        id=new_id(),
+        idempotency_key=asked.idempotency_key,
+        kind=asked.kind,
+        status=status,
+        amount=amount,
+        reason=hold.reason,
+        description=getattr(asked, "description", ""),
+        reference_id=hold.reference_id,
+        hold_id=hold.id,
+    )
 
 
 def _held(account: Account, hold_id: str) -> Hold:

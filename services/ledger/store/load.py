@@ -219,8 +219,12 @@ async def load(
             found.take_revocation(tenant_id, revocation_of(row))
     known.accounts = found.accounts()
     # A frozen account's stay as they are: whoever settled them first would try for ever.
-    crowded = [tenant_id for tenant_id, count in due.items() if count >= DUE_HOLDS_MAX]
-    return known, [tenant_id for tenant_id in crowded if known.accounts[tenant_id].state != FROZEN]
+    crowded = [
+        tenant_id
+        for tenant_id, account in known.accounts.items()
+        if due.get(tenant_id, 0) >= DUE_HOLDS_MAX and account.state != FROZEN
+    ]
+    return known, crowded
 
 
 def _ask(trip: RoundTrip, wanted: Wanted) -> dict[str, int]:
@@ -275,10 +279,11 @@ class _Found:
 
     def take_lots(self, rows: Iterable[Sequence[Any]]) -> None:
         for tenant_id, *lot in rows:
-            self._lots[tenant_id][lot[0]] = Lot(*lot)
+            self.take_lot(tenant_id, Lot(*lot))
 
     def take_lot(self, tenant_id: str, lot: Lot) -> int:
-        self._lots[tenant_id][lot.lot] = lot
+        # An account that another process opened since the lock was asked for has lots, and is not ours yet.
+        self._lots.setdefault(tenant_id, {})[lot.lot] = lot
         return lot.lot
 
     def take_holds(self, rows: Iterable[Sequence[Any]]) -> dict[str, int]:
