@@ -14,6 +14,7 @@ from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.config import SubscriptionsSettings
 from services.subscriptions.rpc.doors import doors
+from services.subscriptions.rpc.room import Room
 from shared import clock, config, database, logs, startup
 from shared.rpc.client import open_channel
 from shared.rpc.server import serve
@@ -27,7 +28,7 @@ async def run(settings: SubscriptionsSettings) -> None:
     engine, razorpay = _engine(settings), _razorpay(settings)
     channel = open_channel(settings.ledger_address, settings.room_secret)
     ledger, mode = Ledger(channel), settings.razorpay_mode
-    reconciler = Reconciler(engine, ledger, razorpay, mode=mode, clock=clock.now)
+    reconciler = Reconciler(engine, ledger, razorpay, mode=mode, clock=clock.now, policy=settings.policy)
 
     async def close() -> None:
         await reconciler.drain()
@@ -39,7 +40,7 @@ async def run(settings: SubscriptionsSettings) -> None:
         room=ROOM,
         listen=settings.subscriptions_listen,
         settings=settings,
-        doors=doors(engine, ledger, razorpay, reconciler, mode=mode, clock=clock.now),
+        doors=doors(Room(engine, ledger, razorpay, reconciler, mode, clock.now, settings.policy)),
         background=[reconciler.take_over],
         probe=lambda: database.ping(engine),
         on_stop=close,

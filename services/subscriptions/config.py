@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, SecretStr
 
+from services.subscriptions.rules.policy import Policy, Supplier
 from shared.config import RoomSettings
 
 
@@ -23,3 +24,29 @@ class SubscriptionsSettings(RoomSettings):
     razorpay_mode: Literal["test", "live"] = Field(
         default="test", description="events of the other are ignored"
     )
+    billing_upgrade_refund: Literal["prorated", "none"] = Field(
+        default="prorated", description="what an upgrade gives back of the old period's money"
+    )
+    billing_upgrade_credits: Literal["delta_prorated", "none"] = Field(
+        default="delta_prorated", description="what an upgrade takes back of the old period's credits"
+    )
+    billing_supplier_name: str = Field(default="", description="who sells, on tax invoices")
+    billing_supplier_gstin: str = Field(default="", description="the seller's GSTIN")
+    billing_supplier_state_code: str = Field(
+        default="", pattern=r"^([0-9]{2})?$", description="its GST state"
+    )
+    billing_supplier_address: str = Field(default="", description="its address, in one line")
+
+    @property
+    def policy(self) -> Policy:
+        """What this deployment decided."""
+        return Policy(
+            upgrade_refund=self.billing_upgrade_refund,
+            upgrade_credits=self.billing_upgrade_credits,
+            supplier=Supplier(
+                name=self.billing_supplier_name,
+                gstin=self.billing_supplier_gstin,
+                state_code=self.billing_supplier_state_code,
+                address=self.billing_supplier_address,
+            ),
+        )

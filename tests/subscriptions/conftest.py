@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -33,6 +34,8 @@ from services.subscriptions.catalogue import apply_file
 from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.rpc.doors import doors
+from services.subscriptions.rpc.room import Room as Doors
+from services.subscriptions.rules.policy import Policy, Supplier
 from services.webhooks.clients import PaymentEvents
 from services.webhooks.rules.delivery import Claimed, Decision
 from services.webhooks.rules.razorpay import normalise
@@ -42,10 +45,16 @@ from shared.config import RoomSettings
 from shared.rpc.client import open_channel
 from shared.rpc.server import running_server
 from tests.conftest import Database
-from tests.ledger.conftest import SECRETS, RunningLedger, ledger
+from tests.ledger.conftest import SECRETS, RunningLedger, Travel, ledger
 from tests.sandbox.running import KEY_ID, KEY_SECRET, Sandbox
 
 __all__ = ["ledger"]
+
+POLICY = Policy(
+    supplier=Supplier(
+        "Example Software Private Limited", "29AABCU9603R1ZJ", "29", "1 MG Road, Bengaluru 560001"
+    )
+)
 
 
 class MovableClock:
@@ -150,10 +159,26 @@ class Room:
 
 
 @pytest.fixture(scope="session")
-def sandbox() -> Iterator[Sandbox]:
-    running = Sandbox()
+def clock_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The one test clock that the sandbox follows, and the rooms too while a test travels."""
+    file = tmp_path_factory.mktemp("clock") / "offset"
+    clock.move_to(file, timedelta())
+    return file
+
+
+@pytest.fixture(scope="session")
+def sandbox(clock_file: Path) -> Iterator[Sandbox]:
+    running = Sandbox(BILLING_TEST_CLOCK=str(clock_file))
     yield running
     running.close()
+
+
+@pytest.fixture
+def travel(clock_file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Travel]:
+    """Moves the sandbox, the room and the ledger through time together; back at the end of the test."""
+    monkeypatch.setenv("BILLING_TEST_CLOCK", str(clock_file))
+    yield Travel(clock_file)
+    clock.move_to(clock_file, timedelta())
 
 
 @pytest.fixture(autouse=True)
@@ -206,13 +231,13 @@ async def serving(
     )
     to_ledger = open_channel(ledger_address, SecretStr(SECRETS["room_secret"]))
     ours = Ledger(to_ledger)
-    reconciler = Reconciler(engine, ours, razorpay, mode="test", clock=moving)
+    reconciler = Reconciler(engine, ours, razorpay, mode="test", clock=moving, policy=POLICY)
     settings = RoomSettings(**SECRETS, shed_after_ms=60_000)
     async with running_server(
         room="subscriptions",
         listen="127.0.0.1:0",
         settings=settings,
-        doors=doors(engine, ours, razorpay, reconciler, mode="test", clock=moving),
+        doors=doors(Doors(engine, ours, razorpay, reconciler, "test", moving, POLICY)),
     ) as (address, _health, _server):
         yield address, engine, moving
     await reconciler.drain()

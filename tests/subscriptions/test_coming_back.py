@@ -19,7 +19,7 @@ from shared.rpc.client import open_channel
 from tests.conftest import Database
 from tests.ledger.conftest import SECRETS
 from tests.sandbox.running import KEY_ID, KEY_SECRET, free_port
-from tests.subscriptions.conftest import MovableClock, Room, serving
+from tests.subscriptions.conftest import POLICY, MovableClock, Room, serving
 from tests.webhooks.harness import eventually
 
 
@@ -95,7 +95,9 @@ async def test_what_a_killed_process_held_is_taken_over_without_any_job(room: Ro
         tenant,
     )
     async with open_channel(room.ledger.address, SecretStr(SECRETS["room_secret"])) as channel:
-        successor = Reconciler(room.engine, Ledger(channel), room.razorpay, mode="test", clock=room.clock)
+        successor = Reconciler(
+            room.engine, Ledger(channel), room.razorpay, mode="test", clock=room.clock, policy=POLICY
+        )
         taking_over = asyncio.create_task(successor.take_over(every=timedelta(seconds=0.1)))
 
         await eventually(lambda: done(room, tenant))

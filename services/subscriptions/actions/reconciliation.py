@@ -16,6 +16,7 @@ from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.errors import TaskCompleted, UnknownTask
 from services.subscriptions.rules.entitlements import from_json
 from services.subscriptions.rules.events import ProviderInvoice, ProviderSubscription, look
+from services.subscriptions.rules.policy import Policy
 from services.subscriptions.rules.tasks import (
     ATTEMPTS_MAX,
     BACKOFF_BASE_SECONDS,
@@ -68,13 +69,21 @@ class Reconciler:
     """Attempts tasks, each under a lease, with no transaction open while another side is asked."""
 
     def __init__(
-        self, engine: AsyncEngine, ledger: Ledger, razorpay: Razorpay, *, mode: str, clock: Clock
+        self,
+        engine: AsyncEngine,
+        ledger: Ledger,
+        razorpay: Razorpay,
+        *,
+        mode: str,
+        clock: Clock,
+        policy: Policy,
     ) -> None:
         self._engine = engine
         self._ledger = ledger
         self._razorpay = razorpay
         self._mode = mode
         self._clock = clock
+        self._policy = policy
         self._at_work: set[asyncio.Task[None]] = set()
         self._coming_back: dict[tuple[str, Counterpart], asyncio.Task[None]] = {}
         self._few = asyncio.Semaphore(AT_ONCE)

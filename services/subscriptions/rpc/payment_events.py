@@ -2,11 +2,10 @@
 
 from billing.subscriptions.v1 import payment_events_pb2 as pb
 from billing.subscriptions.v1 import payment_events_pb2_grpc as pb_grpc
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.subscriptions.actions import payment_events as actions
-from services.subscriptions.actions.reconciliation import Reconciler
 from services.subscriptions.rpc.messages import Context, moment
+from services.subscriptions.rpc.room import Desk
 from services.subscriptions.rules.events import (
     PaymentEvent,
     ProviderDispute,
@@ -26,27 +25,21 @@ _OUTCOMES = {
 }
 
 
-class PaymentEventsService(pb_grpc.PaymentEventsServiceServicer):
+class PaymentEventsService(Desk, pb_grpc.PaymentEventsServiceServicer):
     """What the webhooks room reports."""
-
-    def __init__(self, engine: AsyncEngine, *, reconciler: Reconciler, mode: str, clock: Clock) -> None:
-        self._engine = engine
-        self._reconciler = reconciler
-        self._mode = mode
-        self._clock = clock
 
     async def ApplyPaymentEvent(
         self, request: pb.ApplyPaymentEventRequest, context: Context
     ) -> pb.ApplyPaymentEventResponse:
         applied = await actions.apply_payment_event(
-            self._engine,
-            event_from(request.event, self._clock),
+            self._room.engine,
+            event_from(request.event, self._room.clock),
             idempotency_key=request.idempotency_key,
-            mode=self._mode,
-            now=self._clock(),
+            mode=self._room.mode,
+            now=self._room.clock(),
         )
         if applied.tenant_id is not None:
-            await self._reconciler.attempt(applied.tenant_id)
+            await self._room.reconciler.attempt(applied.tenant_id)
         return pb.ApplyPaymentEventResponse(
             outcome=_OUTCOMES[applied.outcome], reason=applied.reason, tenant_id=applied.tenant_id or ""
         )

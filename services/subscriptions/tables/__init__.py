@@ -17,6 +17,8 @@ from services.subscriptions.tables.money import (
     billing_refunds,
     credit_grants,
     credit_pack_purchases,
+    grant_revocations,
+    invoice_counters,
     invoices,
     payments,
 )
@@ -48,7 +50,9 @@ __all__ = [
     "credit_grants",
     "credit_pack_purchases",
     "credit_packs",
+    "grant_revocations",
     "idempotency_keys",
+    "invoice_counters",
     "invoices",
     "metadata",
     "payments",

@@ -48,11 +48,18 @@ payments = Table(
     Column("period_start", MOMENT),
     Column("period_end", MOMENT),
     Column("received_at", MOMENT, nullable=False),
+    Column("drip_credits", BigInteger),
     created_at(),
     updated_at(),
     PrimaryKeyConstraint("id", name="payments_pk"),
 )
 Index("payments_tenant", payments.c.tenant_id, payments.c.created_at)
+Index("payments_dripping", payments.c.period_end, postgresql_where=text("drip_credits IS NOT NULL"))
+Index(
+    "payments_subscription",
+    payments.c.razorpay_subscription_id,
+    postgresql_where=text("razorpay_subscription_id IS NOT NULL"),
+)
 
 credit_grants = Table(
     "credit_grants",
@@ -65,11 +72,40 @@ credit_grants = Table(
     Column("credits", BigInteger, nullable=False),
     Column("expires_at", MOMENT),
     Column("payment_id", Text),
+    Column("period_start", MOMENT),
+    Column("period_end", MOMENT),
     created_at(),
     PrimaryKeyConstraint("tenant_id", "reference_id", name="credit_grants_fund_once"),
     UniqueConstraint("id", name="credit_grants_id"),
 )
 Index("credit_grants_payment", credit_grants.c.payment_id, postgresql_where=text("payment_id IS NOT NULL"))
+
+grant_revocations = Table(
+    "grant_revocations",
+    metadata,
+    Column("reference_id", Text, nullable=False),
+    Column("tenant_id", Text, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("grant_reference_id", Text, nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("cause_id", Text, nullable=False),
+    Column("credits", BigInteger, nullable=False),
+    Column("restored_at", MOMENT),
+    created_at(),
+    PrimaryKeyConstraint("tenant_id", "reference_id", name="grant_revocations_once"),
+    UniqueConstraint("id", name="grant_revocations_id"),
+)
+Index("grant_revocations_grant", grant_revocations.c.tenant_id, grant_revocations.c.grant_reference_id)
+
+invoice_counters = Table(
+    "invoice_counters",
+    metadata,
+    Column("financial_year", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("last_serial", BigInteger, nullable=False),
+    created_at(),
+    PrimaryKeyConstraint("financial_year", "kind", name="invoice_counters_pk"),
+)
 
 invoices = Table(
     "invoices",
@@ -113,7 +149,7 @@ billing_refunds = Table(
     "billing_refunds",
     metadata,
     Column("id", Text, nullable=False),
-    Column("tenant_id", Text, nullable=False),
+    Column("tenant_id", Text),
     Column("payment_id", Text, nullable=False),
     Column("provider_refund_id", Text),
     Column("idempotency_key", Text),
@@ -125,18 +161,26 @@ billing_refunds = Table(
     Column("reason", Text, nullable=False),
     Column("actor", Text, nullable=False),
     Column("processed_at", MOMENT),
+    Column("change_id", Text),
     created_at(),
     PrimaryKeyConstraint("id", name="billing_refunds_pk"),
     UniqueConstraint("tenant_id", "idempotency_key", name="billing_refunds_key"),
     UniqueConstraint("provider_refund_id", name="billing_refunds_provider_once"),
 )
 Index("billing_refunds_payment", billing_refunds.c.payment_id)
+Index(
+    "billing_refunds_proration_once",
+    billing_refunds.c.payment_id,
+    billing_refunds.c.change_id,
+    unique=True,
+    postgresql_where=text("kind = 'proration'"),
+)
 
 billing_disputes = Table(
     "billing_disputes",
     metadata,
     Column("id", Text, nullable=False),
-    Column("tenant_id", Text, nullable=False),
+    Column("tenant_id", Text),
     Column("payment_id", Text, nullable=False),
     Column("phase", Text, nullable=False),
     Column("status", Text, nullable=False),

@@ -36,6 +36,7 @@ subscriptions = Table(
     Column("pending_razorpay_subscription_id", Text),
     Column("pending_kind", Text),
     Column("pending_since", MOMENT),
+    Column("pending_effective_at", MOMENT),
     Column("past_due_since", MOMENT),
     Column("entitlements_version", BigInteger, nullable=False, server_default=text("0")),
     Column("entitlements", JSONB, nullable=False, server_default=text("'[]'")),
@@ -50,6 +51,16 @@ Index(
     "subscriptions_past_due_since",
     subscriptions.c.past_due_since,
     postgresql_where=text("past_due_since IS NOT NULL"),
+)
+Index(
+    "subscriptions_ending",
+    subscriptions.c.current_period_end,
+    postgresql_where=text("cancel_at_period_end"),
+)
+Index(
+    "subscriptions_pending_effective",
+    subscriptions.c.pending_effective_at,
+    postgresql_where=text("pending_effective_at IS NOT NULL"),
 )
 
 checkout_intents = Table(
@@ -71,6 +82,9 @@ checkout_intents = Table(
     Column("provider_subscription_id", Text),
     Column("attempted_at", MOMENT),
     Column("locked_until", MOMENT),
+    Column("replaces_subscription_id", Text),
+    Column("quoted_at", MOMENT),
+    Column("quoted_payment_id", Text),
     created_at(),
     PrimaryKeyConstraint("id", name="checkout_intents_pk"),
     UniqueConstraint("tenant_id", "idempotency_key", name="checkout_intents_key"),
@@ -103,6 +117,9 @@ provider_subscriptions = Table(
     Column("payment_method", Text, nullable=False),
     Column("released_at", MOMENT),
     Column("released_paid_count", BigInteger, nullable=False, server_default=text("0")),
+    Column("starts_at", MOMENT),
+    Column("started_at", MOMENT),
+    Column("end_requested_at", MOMENT),
     created_at(),
     updated_at(),
     PrimaryKeyConstraint("id", name="provider_subscriptions_pk"),
@@ -121,6 +138,8 @@ tenant_addons = Table(
     Column("period", Integer, nullable=False),
     Column("attempt", Integer, nullable=False, server_default=text("1")),
     Column("next_renewal", MOMENT),
+    Column("idempotency_key", Text),
+    Column("paused_at", MOMENT),
     created_at(),
     updated_at(),
     PrimaryKeyConstraint("id", name="tenant_addons_pk"),
@@ -136,6 +155,18 @@ Index(
     tenant_addons.c.addon_id,
     unique=True,
     postgresql_where=text("status <> 'canceled'"),
+)
+Index(
+    "tenant_addons_key",
+    tenant_addons.c.tenant_id,
+    tenant_addons.c.idempotency_key,
+    unique=True,
+    postgresql_where=text("idempotency_key IS NOT NULL"),
+)
+Index(
+    "tenant_addons_open",
+    tenant_addons.c.created_at,
+    postgresql_where=text("status = ANY (ARRAY['pending', 'paused'])"),
 )
 
 tenant_overrides = Table(
@@ -160,6 +191,11 @@ Index(
     tenant_overrides.c.limit_key,
     unique=True,
     postgresql_where=text("removed_at IS NULL"),
+)
+Index(
+    "tenant_overrides_expiring",
+    tenant_overrides.c.expires_at,
+    postgresql_where=text("removed_at IS NULL AND expires_at IS NOT NULL"),
 )
 
 billing_info = Table(

@@ -1,0 +1,93 @@
+"""A tenant's whole life: changes of plan, refunds and disputes, months that come due, add-ons, tax invoices."""
+
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+STANDING = """
+-- When the pending change takes effect; null: once paid.
+ALTER TABLE subscriptions ADD COLUMN pending_effective_at timestamptz;
+CREATE INDEX subscriptions_ending ON subscriptions (current_period_end) WHERE cancel_at_period_end;
+CREATE INDEX subscriptions_pending_effective ON subscriptions (pending_effective_at)
+    WHERE pending_effective_at IS NOT NULL;
+
+-- A change of plan keeps the moment and the payment that its quote was computed from.
+ALTER TABLE checkout_intents
+    ADD COLUMN replaces_subscription_id text,
+    ADD COLUMN quoted_at timestamptz,
+    ADD COLUMN quoted_payment_id text;
+
+ALTER TABLE provider_subscriptions
+    ADD COLUMN starts_at timestamptz,         -- takes over from another one then; null: at once
+    ADD COLUMN started_at timestamptz,        -- first moment of its first paid cycle
+    ADD COLUMN end_requested_at timestamptz;  -- the provider was told to end it with its cycle
+
+ALTER TABLE tenant_addons
+    ADD COLUMN idempotency_key text,
+    ADD COLUMN paused_at timestamptz,
+    DROP CONSTRAINT tenant_addons_status,
+    ADD CONSTRAINT tenant_addons_status
+        CHECK (status IN ('pending', 'active', 'paused', 'canceling', 'canceled'));
+CREATE UNIQUE INDEX tenant_addons_key ON tenant_addons (tenant_id, idempotency_key)
+    WHERE idempotency_key IS NOT NULL;
+CREATE INDEX tenant_addons_open ON tenant_addons (created_at) WHERE status IN ('pending', 'paused');
+CREATE INDEX tenant_overrides_expiring ON tenant_overrides (expires_at)
+    WHERE removed_at IS NULL AND expires_at IS NOT NULL;
+"""
+
+MONEY = """
+-- Credits that each month of a dripping year brings; null: the period's credits came at once.
+ALTER TABLE payments ADD COLUMN drip_credits bigint CONSTRAINT payments_drip CHECK (drip_credits > 0);
+CREATE INDEX payments_dripping ON payments (period_end) WHERE drip_credits IS NOT NULL;
+CREATE INDEX payments_subscription ON payments (razorpay_subscription_id)
+    WHERE razorpay_subscription_id IS NOT NULL;
+
+-- The time that the credits were paid for; null: none.
+ALTER TABLE credit_grants ADD COLUMN period_start timestamptz, ADD COLUMN period_end timestamptz;
+
+-- A refund or dispute may be told before its payment: then nobody's yet.
+ALTER TABLE billing_refunds ALTER COLUMN tenant_id DROP NOT NULL, ADD COLUMN change_id text;
+CREATE UNIQUE INDEX billing_refunds_proration_once ON billing_refunds (payment_id, change_id)
+    WHERE kind = 'proration';
+ALTER TABLE billing_disputes ALTER COLUMN tenant_id DROP NOT NULL;
+
+-- Every decision to take credits back: one refund, dispute or change takes once from each grant.
+CREATE TABLE grant_revocations (
+    reference_id text NOT NULL,
+    tenant_id text NOT NULL,
+    id text NOT NULL CONSTRAINT grant_revocations_id UNIQUE,
+    grant_reference_id text NOT NULL,
+    cause text NOT NULL CONSTRAINT grant_revocations_cause CHECK (cause IN ('refund', 'dispute', 'proration')),
+    cause_id text NOT NULL,
+    credits bigint NOT NULL CONSTRAINT grant_revocations_credits CHECK (credits > 0),
+    restored_at timestamptz,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT grant_revocations_once PRIMARY KEY (tenant_id, reference_id)
+);
+CREATE INDEX grant_revocations_grant ON grant_revocations (tenant_id, grant_reference_id);
+
+-- The last number given out; its row lock makes numbers consecutive without gaps.
+CREATE TABLE invoice_counters (
+    financial_year text NOT NULL,
+    kind text NOT NULL CONSTRAINT invoice_counters_kind CHECK (kind IN ('tax_invoice', 'credit_note')),
+    last_serial bigint NOT NULL CONSTRAINT invoice_counters_serial CHECK (last_serial > 0),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT invoice_counters_pk PRIMARY KEY (financial_year, kind)
+);
+"""
+
+GRANTS = """
+GRANT UPDATE (pending_effective_at) ON subscriptions TO subscriptions_rw, billing_operator;
+GRANT UPDATE (starts_at, started_at, end_requested_at) ON provider_subscriptions TO subscriptions_rw;
+GRANT UPDATE (paused_at) ON tenant_addons TO subscriptions_rw;
+GRANT UPDATE (tenant_id) ON billing_refunds, billing_disputes TO subscriptions_rw;
+GRANT UPDATE (restored_at) ON grant_revocations TO subscriptions_rw;
+GRANT UPDATE (last_serial) ON invoice_counters TO subscriptions_rw;
+"""
+
+
+def upgrade() -> None:
+    """Widen what is there, add what is new, then say who may change it."""
+    for statements in (STANDING, MONEY, GRANTS):
+        op.execute(statements)
