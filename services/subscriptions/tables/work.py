@@ -94,6 +94,7 @@ billing_notifications = Table(
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("next_attempt_at", MOMENT, nullable=False, server_default=text("now()")),
     Column("sent_at", MOMENT),
+    Column("skipped_at", MOMENT),
     created_at(),
     PrimaryKeyConstraint("id", name="billing_notifications_pk"),
     UniqueConstraint("tenant_id", "kind", "cycle_ref", name="billing_notifications_once"),
@@ -101,8 +102,9 @@ billing_notifications = Table(
 Index(
     "billing_notifications_owed",
     billing_notifications.c.next_attempt_at,
-    postgresql_where=text("sent_at IS NULL"),
+    postgresql_where=text("(sent_at IS NULL) AND (skipped_at IS NULL)"),
 )
+Index("billing_notifications_recent", billing_notifications.c.created_at, billing_notifications.c.id)
 
 idempotency_keys = Table(
     "idempotency_keys",

@@ -207,23 +207,36 @@ class Notification(_message.Message):
     SENT_AT_FIELD_NUMBER: _builtins.int
     PAYLOAD_JSON_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    SKIPPED_AT_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    NEXT_ATTEMPT_AT_FIELD_NUMBER: _builtins.int
     notification_id: _builtins.str
     """`ntf_…`."""
     tenant_id: _builtins.str
     """Whose."""
     kind: _builtins.str
-    """past_due_day_1, past_due_day_3, past_due_day_7, auto_downgraded, …."""
+    """past_due_day_1, past_due_day_3, past_due_day_7, auto_downgraded, trial_ending, …."""
     cycle_ref: _builtins.str
     """The cycle it speaks of."""
     payload_json: _builtins.str
     """JSON."""
+    attempts: _builtins.int
+    """Attempts to deliver it so far."""
     @_builtins.property
     def sent_at(self) -> _timestamp_pb2.Timestamp:
-        """Absent: owed."""
+        """When the receiver took it. Absent: owed, unless skipped_at is set."""
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was decided."""
+
+    @_builtins.property
+    def skipped_at(self) -> _timestamp_pb2.Timestamp:
+        """Set: it is never sent, because a later one was decided with it."""
+
+    @_builtins.property
+    def next_attempt_at(self) -> _timestamp_pb2.Timestamp:
+        """While it is owed: when the next attempt is due."""
 
     def __init__(
         self,
@@ -235,10 +248,13 @@ class Notification(_message.Message):
         sent_at: _timestamp_pb2.Timestamp | None = ...,
         payload_json: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        skipped_at: _timestamp_pb2.Timestamp | None = ...,
+        attempts: _builtins.int = ...,
+        next_attempt_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "sent_at", b"sent_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "next_attempt_at", b"next_attempt_at", "sent_at", b"sent_at", "skipped_at", b"skipped_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "cycle_ref", b"cycle_ref", "kind", b"kind", "notification_id", b"notification_id", "payload_json", b"payload_json", "sent_at", b"sent_at", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "created_at", b"created_at", "cycle_ref", b"cycle_ref", "kind", b"kind", "next_attempt_at", b"next_attempt_at", "notification_id", b"notification_id", "payload_json", b"payload_json", "sent_at", b"sent_at", "skipped_at", b"skipped_at", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n8billing/subscriptions/v1/subscriptions_maintenance.proto\x12\x18\x62illing.subscriptions.v1\x1a\"billing/maintenance/v1/alert.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"g\n\x10ReconcileRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x1d\n\tmax_tasks\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x88\'(\x00\"\x9e\x01\n\x11ReconcileResponse\x12\x11\n\tattempted\x18\x01 \x01(\x03\x12\x11\n\tcompleted\x18\x02 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x03\x12\x11\n\tabandoned\x18\x04 \x01(\x03\x12\x11\n\tstill_due\x18\x05 \x01(\x03\x12-\n\x06\x61lerts\x18\x06 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert\"N\n\x16GrantDueCreditsRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"\x83\x01\n\x17GrantDueCreditsResponse\x12\x13\n\x0b\x66ree_months\x18\x01 \x01(\x03\x12\x13\n\x0b\x64rip_months\x18\x02 \x01(\x03\x12\x0f\n\x07\x63redits\x18\x03 \x01(\x03\x12-\n\x06\x61lerts\x18\x04 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert\"N\n\x16\x45scalatePastDueRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"h\n\x0e\x45scalationStep\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x35\n\x11past_due_since_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbf\x01\n\x17\x45scalatePastDueResponse\x12\x10\n\x08past_due\x18\x01 \x01(\x03\x12\x11\n\treminders\x18\x02 \x01(\x03\x12\x17\n\x0f\x61uto_downgraded\x18\x03 \x01(\x03\x12\x37\n\x05steps\x18\x04 \x03(\x0b\x32(.billing.subscriptions.v1.EscalationStep\x12-\n\x06\x61lerts\x18\x05 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert\"J\n\x12RenewAddonsRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"t\n\x13RenewAddonsResponse\x12\x0f\n\x07renewed\x18\x01 \x01(\x03\x12\x0e\n\x06paused\x18\x02 \x01(\x03\x12\r\n\x05\x65nded\x18\x03 \x01(\x03\x12-\n\x06\x61lerts\x18\x04 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert\"Q\n\x19\x41uditSubscriptionsRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"\x90\x01\n\x1a\x41uditSubscriptionsResponse\x12\x0f\n\x07tenants\x18\x01 \x01(\x03\x12\x17\n\x0f\x66indings_opened\x18\x02 \x01(\x03\x12\x19\n\x11\x66indings_resolved\x18\x03 \x01(\x03\x12-\n\x06\x61lerts\x18\x04 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert\"l\n\x17SyncWithProviderRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x1b\n\ttenant_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x97\x01\n\x18SyncWithProviderResponse\x12\x10\n\x08\x63ompared\x18\x01 \x01(\x03\x12\x13\n\x0b\x64ifferences\x18\x02 \x01(\x03\x12\x14\n\x0ctasks_queued\x18\x03 \x01(\x03\x12\x0f\n\x07orphans\x18\x04 \x01(\x03\x12-\n\x06\x61lerts\x18\x05 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert\"F\n\x0e\x43leanupRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"Q\n\x0f\x43leanupResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x03\x12-\n\x06\x61lerts\x18\x02 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert2\xbf\x06\n\x1fSubscriptionsMaintenanceService\x12\x64\n\tReconcile\x12*.billing.subscriptions.v1.ReconcileRequest\x1a+.billing.subscriptions.v1.ReconcileResponse\x12v\n\x0fGrantDueCredits\x12\x30.billing.subscriptions.v1.GrantDueCreditsRequest\x1a\x31.billing.subscriptions.v1.GrantDueCreditsResponse\x12v\n\x0f\x45scalatePastDue\x12\x30.billing.subscriptions.v1.EscalatePastDueRequest\x1a\x31.billing.subscriptions.v1.EscalatePastDueResponse\x12j\n\x0bRenewAddons\x12,.billing.subscriptions.v1.RenewAddonsRequest\x1a-.billing.subscriptions.v1.RenewAddonsResponse\x12\x7f\n\x12\x41uditSubscriptions\x12\x33.billing.subscriptions.v1.AuditSubscriptionsRequest\x1a\x34.billing.subscriptions.v1.AuditSubscriptionsResponse\x12y\n\x10SyncWithProvider\x12\x31.billing.subscriptions.v1.SyncWithProviderRequest\x1a\x32.billing.subscriptions.v1.SyncWithProviderResponse\x12^\n\x07\x43leanup\x12(.billing.subscriptions.v1.CleanupRequest\x1a).billing.subscriptions.v1.CleanupResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n8billing/subscriptions/v1/subscriptions_maintenance.proto\x12\x18\x62illing.subscriptions.v1\x1a\"billing/maintenance/v1/alert.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"g\n\x10ReconcileRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x1d\n\tmax_tasks\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x88\'(\x00\"\x9e\x01\n\x11ReconcileResponse\x12\x11\n\tattempted\x18\x01 \x01(\x03\x12\x11\n\tcompleted\x18\x02 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x03\x12\x11\n\tabandoned\x18\x04 \x01(\x03\x12\x11\n\tstill_due\x18\x05 \x01(\x03\x12-\n\x06\x61lerts\x18\x06 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert\"N\n\x16GrantDueCreditsRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"\x96\x01\n\x17GrantDueCreditsResponse\x12\x13\n\x0b\x66ree_months\x18\x01 \x01(\x03\x12\x13\n\x0b\x64rip_months\x18\x02 \x01(\x03\x12\x0f\n\x07\x63redits\x18\x03 \x01(\x03\x12-\n\x06\x61lerts\x18\x04 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert\x12\x11\n\tstill_due\x18\x05 \x01(\x03\"N\n\x16\x45scalatePastDueRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"\x8c\x01\n\x0e\x45scalationStep\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x35\n\x11past_due_since_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07skipped\x18\x04 \x01(\x08\x12\x11\n\tcycle_ref\x18\x05 \x01(\t\"\xec\x01\n\x17\x45scalatePastDueResponse\x12\x10\n\x08past_due\x18\x01 \x01(\x03\x12\x11\n\treminders\x18\x02 \x01(\x03\x12\x17\n\x0f\x61uto_downgraded\x18\x03 \x01(\x03\x12\x37\n\x05steps\x18\x04 \x03(\x0b\x32(.billing.subscriptions.v1.EscalationStep\x12-\n\x06\x61lerts\x18\x05 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert\x12\x15\n\rtrials_ending\x18\x06 \x01(\x03\x12\x14\n\x0cnotices_sent\x18\x07 \x01(\x03\"J\n\x12RenewAddonsRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"t\n\x13RenewAddonsResponse\x12\x0f\n\x07renewed\x18\x01 \x01(\x03\x12\x0e\n\x06paused\x18\x02 \x01(\x03\x12\r\n\x05\x65nded\x18\x03 \x01(\x03\x12-\n\x06\x61lerts\x18\x04 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert\"Q\n\x19\x41uditSubscriptionsRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"\x90\x01\n\x1a\x41uditSubscriptionsResponse\x12\x0f\n\x07tenants\x18\x01 \x01(\x03\x12\x17\n\x0f\x66indings_opened\x18\x02 \x01(\x03\x12\x19\n\x11\x66indings_resolved\x18\x03 \x01(\x03\x12-\n\x06\x61lerts\x18\x04 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert\"l\n\x17SyncWithProviderRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x1b\n\ttenant_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x97\x01\n\x18SyncWithProviderResponse\x12\x10\n\x08\x63ompared\x18\x01 \x01(\x03\x12\x13\n\x0b\x64ifferences\x18\x02 \x01(\x03\x12\x14\n\x0ctasks_queued\x18\x03 \x01(\x03\x12\x0f\n\x07orphans\x18\x04 \x01(\x03\x12-\n\x06\x61lerts\x18\x05 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert\"F\n\x0e\x43leanupRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"Q\n\x0f\x43leanupResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x03\x12-\n\x06\x61lerts\x18\x02 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert2\xbf\x06\n\x1fSubscriptionsMaintenanceService\x12\x64\n\tReconcile\x12*.billing.subscriptions.v1.ReconcileRequest\x1a+.billing.subscriptions.v1.ReconcileResponse\x12v\n\x0fGrantDueCredits\x12\x30.billing.subscriptions.v1.GrantDueCreditsRequest\x1a\x31.billing.subscriptions.v1.GrantDueCreditsResponse\x12v\n\x0f\x45scalatePastDue\x12\x30.billing.subscriptions.v1.EscalatePastDueRequest\x1a\x31.billing.subscriptions.v1.EscalatePastDueResponse\x12j\n\x0bRenewAddons\x12,.billing.subscriptions.v1.RenewAddonsRequest\x1a-.billing.subscriptions.v1.RenewAddonsResponse\x12\x7f\n\x12\x41uditSubscriptions\x12\x33.billing.subscriptions.v1.AuditSubscriptionsRequest\x1a\x34.billing.subscriptions.v1.AuditSubscriptionsResponse\x12y\n\x10SyncWithProvider\x12\x31.billing.subscriptions.v1.SyncWithProviderRequest\x1a\x32.billing.subscriptions.v1.SyncWithProviderResponse\x12^\n\x07\x43leanup\x12(.billing.subscriptions.v1.CleanupRequest\x1a).billing.subscriptions.v1.CleanupResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,29 +59,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GRANTDUECREDITSREQUEST']._serialized_start=450
   _globals['_GRANTDUECREDITSREQUEST']._serialized_end=528
   _globals['_GRANTDUECREDITSRESPONSE']._serialized_start=531
-  _globals['_GRANTDUECREDITSRESPONSE']._serialized_end=662
-  _globals['_ESCALATEPASTDUEREQUEST']._serialized_start=664
-  _globals['_ESCALATEPASTDUEREQUEST']._serialized_end=742
-  _globals['_ESCALATIONSTEP']._serialized_start=744
-  _globals['_ESCALATIONSTEP']._serialized_end=848
-  _globals['_ESCALATEPASTDUERESPONSE']._serialized_start=851
-  _globals['_ESCALATEPASTDUERESPONSE']._serialized_end=1042
-  _globals['_RENEWADDONSREQUEST']._serialized_start=1044
-  _globals['_RENEWADDONSREQUEST']._serialized_end=1118
-  _globals['_RENEWADDONSRESPONSE']._serialized_start=1120
-  _globals['_RENEWADDONSRESPONSE']._serialized_end=1236
-  _globals['_AUDITSUBSCRIPTIONSREQUEST']._serialized_start=1238
-  _globals['_AUDITSUBSCRIPTIONSREQUEST']._serialized_end=1319
-  _globals['_AUDITSUBSCRIPTIONSRESPONSE']._serialized_start=1322
-  _globals['_AUDITSUBSCRIPTIONSRESPONSE']._serialized_end=1466
-  _globals['_SYNCWITHPROVIDERREQUEST']._serialized_start=1468
-  _globals['_SYNCWITHPROVIDERREQUEST']._serialized_end=1576
-  _globals['_SYNCWITHPROVIDERRESPONSE']._serialized_start=1579
-  _globals['_SYNCWITHPROVIDERRESPONSE']._serialized_end=1730
-  _globals['_CLEANUPREQUEST']._serialized_start=1732
-  _globals['_CLEANUPREQUEST']._serialized_end=1802
-  _globals['_CLEANUPRESPONSE']._serialized_start=1804
-  _globals['_CLEANUPRESPONSE']._serialized_end=1885
-  _globals['_SUBSCRIPTIONSMAINTENANCESERVICE']._serialized_start=1888
-  _globals['_SUBSCRIPTIONSMAINTENANCESERVICE']._serialized_end=2719
+  _globals['_GRANTDUECREDITSRESPONSE']._serialized_end=681
+  _globals['_ESCALATEPASTDUEREQUEST']._serialized_start=683
+  _globals['_ESCALATEPASTDUEREQUEST']._serialized_end=761
+  _globals['_ESCALATIONSTEP']._serialized_start=764
+  _globals['_ESCALATIONSTEP']._serialized_end=904
+  _globals['_ESCALATEPASTDUERESPONSE']._serialized_start=907
+  _globals['_ESCALATEPASTDUERESPONSE']._serialized_end=1143
+  _globals['_RENEWADDONSREQUEST']._serialized_start=1145
+  _globals['_RENEWADDONSREQUEST']._serialized_end=1219
+  _globals['_RENEWADDONSRESPONSE']._serialized_start=1221
+  _globals['_RENEWADDONSRESPONSE']._serialized_end=1337
+  _globals['_AUDITSUBSCRIPTIONSREQUEST']._serialized_start=1339
+  _globals['_AUDITSUBSCRIPTIONSREQUEST']._serialized_end=1420
+  _globals['_AUDITSUBSCRIPTIONSRESPONSE']._serialized_start=1423
+  _globals['_AUDITSUBSCRIPTIONSRESPONSE']._serialized_end=1567
+  _globals['_SYNCWITHPROVIDERREQUEST']._serialized_start=1569
+  _globals['_SYNCWITHPROVIDERREQUEST']._serialized_end=1677
+  _globals['_SYNCWITHPROVIDERRESPONSE']._serialized_start=1680
+  _globals['_SYNCWITHPROVIDERRESPONSE']._serialized_end=1831
+  _globals['_CLEANUPREQUEST']._serialized_start=1833
+  _globals['_CLEANUPREQUEST']._serialized_end=1903
+  _globals['_CLEANUPRESPONSE']._serialized_start=1905
+  _globals['_CLEANUPRESPONSE']._serialized_end=1986
+  _globals['_SUBSCRIPTIONSMAINTENANCESERVICE']._serialized_start=1989
+  _globals['_SUBSCRIPTIONSMAINTENANCESERVICE']._serialized_end=2820
 # @@protoc_insertion_point(module_scope)

@@ -130,12 +130,15 @@ class GrantDueCreditsResponse(_message.Message):
     DRIP_MONTHS_FIELD_NUMBER: _builtins.int
     CREDITS_FIELD_NUMBER: _builtins.int
     ALERTS_FIELD_NUMBER: _builtins.int
+    STILL_DUE_FIELD_NUMBER: _builtins.int
     free_months: _builtins.int
     """Free months."""
     drip_months: _builtins.int
     """Months of dripping years."""
     credits: _builtins.int
     """Credits in all."""
+    still_due: _builtins.int
+    """Tenants and years left for the next run: the time of this one was up, or theirs failed."""
     @_builtins.property
     def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_alert_pb2.Alert]:
         """Conditions that deserve a person."""
@@ -147,10 +150,11 @@ class GrantDueCreditsResponse(_message.Message):
         drip_months: _builtins.int = ...,
         credits: _builtins.int = ...,
         alerts: _abc.Iterable[_alert_pb2.Alert] | None = ...,
+        still_due: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "credits", b"credits", "drip_months", b"drip_months", "free_months", b"free_months"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "credits", b"credits", "drip_months", b"drip_months", "free_months", b"free_months", "still_due", b"still_due"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -191,10 +195,16 @@ class EscalationStep(_message.Message):
     TENANT_ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     PAST_DUE_SINCE_AT_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    CYCLE_REF_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Whose."""
     kind: _builtins.str
     """past_due_day_1, past_due_day_3, past_due_day_7, auto_downgraded."""
+    skipped: _builtins.bool
+    """True: recorded and not sent, because a later step was due as well."""
+    cycle_ref: _builtins.str
+    """The failing cycle: `<subscription id>:<cycles paid before it>`."""
     @_builtins.property
     def past_due_since_at(self) -> _timestamp_pb2.Timestamp:
         """Since when the tenant is past due."""
@@ -205,10 +215,12 @@ class EscalationStep(_message.Message):
         tenant_id: _builtins.str = ...,
         kind: _builtins.str = ...,
         past_due_since_at: _timestamp_pb2.Timestamp | None = ...,
+        skipped: _builtins.bool = ...,
+        cycle_ref: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["past_due_since_at", b"past_due_since_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "past_due_since_at", b"past_due_since_at", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cycle_ref", b"cycle_ref", "kind", b"kind", "past_due_since_at", b"past_due_since_at", "skipped", b"skipped", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -225,19 +237,25 @@ class EscalatePastDueResponse(_message.Message):
     AUTO_DOWNGRADED_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     ALERTS_FIELD_NUMBER: _builtins.int
+    TRIALS_ENDING_FIELD_NUMBER: _builtins.int
+    NOTICES_SENT_FIELD_NUMBER: _builtins.int
     past_due: _builtins.int
     """Tenants that are past due."""
     reminders: _builtins.int
-    """Reminders recorded."""
+    """Reminders to be sent."""
     auto_downgraded: _builtins.int
     """Tenants put on free."""
+    trials_ending: _builtins.int
+    """Trials whose end was announced; under dry_run those that would be."""
+    notices_sent: _builtins.int
+    """Notices that the receiver took."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___EscalationStep]:
         """The steps; under dry_run those that would be taken."""
 
     @_builtins.property
     def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_alert_pb2.Alert]:
-        """One critical per auto-downgrade."""
+        """One critical per auto-downgrade, and conditions that deserve a person."""
 
     def __init__(
         self,
@@ -247,10 +265,12 @@ class EscalatePastDueResponse(_message.Message):
         auto_downgraded: _builtins.int = ...,
         steps: _abc.Iterable[Global___EscalationStep] | None = ...,
         alerts: _abc.Iterable[_alert_pb2.Alert] | None = ...,
+        trials_ending: _builtins.int = ...,
+        notices_sent: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "auto_downgraded", b"auto_downgraded", "past_due", b"past_due", "reminders", b"reminders", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "auto_downgraded", b"auto_downgraded", "notices_sent", b"notices_sent", "past_due", b"past_due", "reminders", b"reminders", "steps", b"steps", "trials_ending", b"trials_ending"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -84,7 +84,8 @@ class SubscriptionsMaintenanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GrantDueCredits(self, request, context):
-        """Grants free months and months of dripping years that came due, each once.
+        """Grants free months and months of dripping years that came due, each once. A month is a calendar month of
+        India; a tenant on free gets the current one only, a paid year every month of it that has begun.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,6 +93,8 @@ class SubscriptionsMaintenanceServiceServicer:
 
     def EscalatePastDue(self, request, context):
         """Moves past-due tenants along the ladder: reminders, then free on day 14. Each step once per tenant and cycle.
+        Steps that came due together, because no run came between, are all recorded and only the last is sent. Also
+        records that a trial ends, three days before and once per subscription, and delivers notices that are owed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

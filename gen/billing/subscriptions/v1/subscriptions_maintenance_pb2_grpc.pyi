@@ -18,9 +18,14 @@ class SubscriptionsMaintenanceServiceStub:
     Reconcile: _aio.UnaryUnaryMultiCallable[_subscriptions_maintenance_pb2.ReconcileRequest, _subscriptions_maintenance_pb2.ReconcileResponse]
     """Attempts the tasks that are due, each once per call, in id order within a tenant."""
     GrantDueCredits: _aio.UnaryUnaryMultiCallable[_subscriptions_maintenance_pb2.GrantDueCreditsRequest, _subscriptions_maintenance_pb2.GrantDueCreditsResponse]
-    """Grants free months and months of dripping years that came due, each once."""
+    """Grants free months and months of dripping years that came due, each once. A month is a calendar month of
+    India; a tenant on free gets the current one only, a paid year every month of it that has begun.
+    """
     EscalatePastDue: _aio.UnaryUnaryMultiCallable[_subscriptions_maintenance_pb2.EscalatePastDueRequest, _subscriptions_maintenance_pb2.EscalatePastDueResponse]
-    """Moves past-due tenants along the ladder: reminders, then free on day 14. Each step once per tenant and cycle."""
+    """Moves past-due tenants along the ladder: reminders, then free on day 14. Each step once per tenant and cycle.
+    Steps that came due together, because no run came between, are all recorded and only the last is sent. Also
+    records that a trial ends, three days before and once per subscription, and delivers notices that are owed.
+    """
     RenewAddons: _aio.UnaryUnaryMultiCallable[_subscriptions_maintenance_pb2.RenewAddonsRequest, _subscriptions_maintenance_pb2.RenewAddonsResponse]
     """Charges add-on periods that came due, or pauses what credits do not cover."""
     AuditSubscriptions: _aio.UnaryUnaryMultiCallable[_subscriptions_maintenance_pb2.AuditSubscriptionsRequest, _subscriptions_maintenance_pb2.AuditSubscriptionsResponse]
@@ -45,14 +50,19 @@ class SubscriptionsMaintenanceServiceServicer:
         request: _subscriptions_maintenance_pb2.GrantDueCreditsRequest,
         context: _aio.ServicerContext[_subscriptions_maintenance_pb2.GrantDueCreditsRequest, _abc.Awaitable[_subscriptions_maintenance_pb2.GrantDueCreditsResponse]],
     ) -> _abc.Awaitable[_subscriptions_maintenance_pb2.GrantDueCreditsResponse]:
-        """Grants free months and months of dripping years that came due, each once."""
+        """Grants free months and months of dripping years that came due, each once. A month is a calendar month of
+        India; a tenant on free gets the current one only, a paid year every month of it that has begun.
+        """
 
     def EscalatePastDue(
         self,
         request: _subscriptions_maintenance_pb2.EscalatePastDueRequest,
         context: _aio.ServicerContext[_subscriptions_maintenance_pb2.EscalatePastDueRequest, _abc.Awaitable[_subscriptions_maintenance_pb2.EscalatePastDueResponse]],
     ) -> _abc.Awaitable[_subscriptions_maintenance_pb2.EscalatePastDueResponse]:
-        """Moves past-due tenants along the ladder: reminders, then free on day 14. Each step once per tenant and cycle."""
+        """Moves past-due tenants along the ladder: reminders, then free on day 14. Each step once per tenant and cycle.
+        Steps that came due together, because no run came between, are all recorded and only the last is sent. Also
+        records that a trial ends, three days before and once per subscription, and delivers notices that are owed.
+        """
 
     def RenewAddons(
         self,

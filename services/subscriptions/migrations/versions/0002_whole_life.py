@@ -21,7 +21,15 @@ ALTER TABLE checkout_intents
 ALTER TABLE provider_subscriptions
     ADD COLUMN starts_at timestamptz,         -- takes over from another one then; null: at once
     ADD COLUMN started_at timestamptz,        -- first moment of its first paid cycle
-    ADD COLUMN end_requested_at timestamptz;  -- the provider was told to end it with its cycle
+    ADD COLUMN paid_until timestamptz,        -- end of the newest cycle that is paid
+    ADD COLUMN authorised boolean NOT NULL DEFAULT false,  -- the customer has set it up, whatever came later
+    ADD COLUMN end_requested_at timestamptz,  -- the provider was told to end it with its cycle
+    ADD COLUMN released_by text
+        CONSTRAINT provider_subscriptions_released_by CHECK (released_by IN ('cancellation', 'ladder'));
+UPDATE provider_subscriptions SET
+    authorised = paid_count > 0 OR customer_id <> '' OR status NOT IN ('created', 'expired', 'cancelled'),
+    paid_until = CASE WHEN paid_count > 0 AND status NOT IN ('pending', 'halted') THEN current_end END,
+    started_at = CASE WHEN paid_count = 1 THEN current_start END;
 
 ALTER TABLE tenant_addons
     ADD COLUMN idempotency_key text,
@@ -77,9 +85,18 @@ CREATE TABLE invoice_counters (
 );
 """
 
+NOTICES = """
+-- Never to be sent: a later step of the same ladder was due when it was recorded.
+ALTER TABLE billing_notifications ADD COLUMN skipped_at timestamptz;
+DROP INDEX billing_notifications_owed;
+CREATE INDEX billing_notifications_owed ON billing_notifications (next_attempt_at)
+    WHERE sent_at IS NULL AND skipped_at IS NULL;
+CREATE INDEX billing_notifications_recent ON billing_notifications (created_at, id);
+"""
+
 GRANTS = """
 GRANT UPDATE (pending_effective_at) ON subscriptions TO subscriptions_rw, billing_operator;
-GRANT UPDATE (starts_at, started_at, end_requested_at) ON provider_subscriptions TO subscriptions_rw;
+GRANT UPDATE (starts_at, started_at, paid_until, authorised, end_requested_at, released_by) ON provider_subscriptions TO subscriptions_rw;
 GRANT UPDATE (paused_at) ON tenant_addons TO subscriptions_rw;
 GRANT UPDATE (tenant_id) ON billing_refunds, billing_disputes TO subscriptions_rw;
 GRANT UPDATE (restored_at) ON grant_revocations TO subscriptions_rw;
@@ -89,5 +106,5 @@ GRANT UPDATE (last_serial) ON invoice_counters TO subscriptions_rw;
 
 def upgrade() -> None:
     """Widen what is there, add what is new, then say who may change it."""
-    for statements in (STANDING, MONEY, GRANTS):
+    for statements in (STANDING, MONEY, NOTICES, GRANTS):
         op.execute(statements)
