@@ -24,7 +24,7 @@ _ONE_TIME = frozenset({"payment.captured", "order.paid"})
 _NEVER_FUNDING = frozenset(
     {"payment.authorized", "payment.failed", "payment.pending", "invoice.paid", "invoice.partially_paid"}
 )
-_RECORDED_ONLY = ("refund.", "payment.dispute.", "settlement.", "payment.downtime.", "token.", "invoice.")
+_RECORDED_ONLY = ("settlement.", "payment.downtime.", "token.", "invoice.")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class Grant:
     payment_id: str | None
     description: str
     razorpay_subscription_id: str | None = None
+    # The time that they were paid for; None: none.
+    period_start: datetime | None = None
+    period_end: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,35 @@ class Payment:
     period_start: datetime | None
     period_end: datetime | None
     received_at: datetime
+    # Credits of each month, when the period's credits do not come at once.
+    drip_credits: int | None = None
+
+
+@dataclass(frozen=True)
+class Refund:
+    """Money given back, as far as we know of it."""
+
+    id: str
+    payment_id: str
+    provider_refund_id: str | None
+    kind: Literal["refund", "proration"]
+    amount_paise: int
+    currency: str
+    status: str
+
+
+@dataclass(frozen=True)
+class Dispute:
+    """Money asked back through the customer's bank, as far as we know of it."""
+
+    id: str
+    payment_id: str
+    phase: str
+    status: str
+    amount_paise: int
+    amount_deducted_paise: int
+    currency: str
+    observed_at: datetime
 
 
 @dataclass(frozen=True)
@@ -90,6 +122,9 @@ class Situation:
     purchase: PackPurchase | None = None
     # The payment of the event is in our mirror already, by whichever event came first.
     payment_known: bool = False
+    # What we hold of the refund or dispute of the event.
+    refund: Refund | None = None
+    dispute: Dispute | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +137,8 @@ class Decision:
     payment: Payment | None = None
     grant: Grant | None = None
     purchase_paid: bool = False
+    refund: Refund | None = None
+    dispute: Dispute | None = None
     finding: Finding | None = None
     # The provider must be asked: the event leaves open what is true.
     fetch: bool = False
@@ -122,6 +159,10 @@ def decide(event: PaymentEvent, situation: Situation) -> Decision:
             return _one_time_payment(event, situation)
         case word if word in _NEVER_FUNDING:
             return _ignored("not_a_funding_fact")
+        case word if word.startswith("refund."):
+            return _refund(event, situation)
+        case word if word.startswith("payment.dispute."):
+            return _dispute(event, situation)
         case word if word.startswith(_RECORDED_ONLY):
             return _ignored("recorded_only")
         case _:
@@ -164,6 +205,8 @@ def _trial_grant(known: KnownSubscription, plan: Plan | None, received_at: datet
         payment_id=None,
         description=f"{plan.name}, trial",
         razorpay_subscription_id=known.id,
+        period_start=received_at,
+        period_end=ends_at,
     )
 
 
@@ -206,6 +249,7 @@ def _fund_cycle(
     # A dripping year brings nothing now: GrantDueCredits grants its months as `<reference>:m<k>`.
     drips = known.billing_cycle == "yearly" and plan.credit_cadence == "monthly"
     credits = 0 if drips else plan.credits(known.billing_cycle)
+    mirrored = _mirror(event, payment, known.tenant_id, known=known, start=period.start, end=period.end)
     grant = Grant(
         tenant_id=known.tenant_id,
         reference_id=reference,
@@ -216,6 +260,8 @@ def _fund_cycle(
         payment_id=payment.id,
         description=f"{plan.name}, {known.billing_cycle}, paid {format_inr(payment.amount_paise)}",
         razorpay_subscription_id=known.id,
+        period_start=period.start,
+        period_end=period.end,
     )
     late = Finding(
         "late_charge",
@@ -226,7 +272,7 @@ def _fund_cycle(
         learned,
         outcome="applied",
         reason="granted" if credits else "drips_monthly",
-        payment=_mirror(event, payment, known.tenant_id, known=known, start=period.start, end=period.end),
+        payment=replace(mirrored, drip_credits=(plan.base_credits or None) if drips else None),
         grant=grant if credits else None,
         finding=late if period.late else learned.finding,
     )
@@ -267,6 +313,72 @@ def _one_time_payment(event: PaymentEvent, situation: Situation) -> Decision:
             description=f"Credit pack {purchase.pack_id}, paid {format_inr(payment.amount_paise)}",
         ),
     )
+
+
+_REFUND_RANK = ("pending", "failed", "processed")
+_PHASE_RANK = ("fraud", "retrieval", "chargeback", "pre_arbitration", "arbitration")
+_DISPUTE_RANK = ("open", "under_review", "closed", "lost", "won")
+
+
+def _refund(event: PaymentEvent, situation: Situation) -> Decision:
+    told, known = event.refund, situation.refund
+    if told is None or told.amount_paise <= 0:
+        return _ignored("no_refund")
+    if told.status not in _REFUND_RANK:
+        return _ignored("unknown_status")
+    if known is not None and known.provider_refund_id is not None:
+        if _REFUND_RANK.index(told.status) <= _REFUND_RANK.index(known.status):
+            return _ignored("nothing_new")
+    kind: Literal["refund", "proration"] = "proration" if told.notes.get("kind") == "proration" else "refund"
+    refund = Refund(
+        id=known.id if known else "",
+        payment_id=told.payment_id,
+        provider_refund_id=told.id,
+        kind=known.kind if known else kind,
+        amount_paise=told.amount_paise,
+        currency=told.currency,
+        status=told.status,
+    )
+    failed = Finding(
+        "refund_failed", "critical", {"refundId": told.id, "paymentId": told.payment_id, "kind": refund.kind}
+    )
+    return Decision(
+        "applied", f"refund_{told.status}", refund=refund, finding=failed if told.status == "failed" else None
+    )
+
+
+def _dispute(event: PaymentEvent, situation: Situation) -> Decision:
+    told, known = event.dispute, situation.dispute
+    if told is None:
+        return _ignored("no_dispute")
+    if told.status not in _DISPUTE_RANK:
+        return _ignored("unknown_status")
+    dispute = Dispute(
+        id=told.id,
+        payment_id=told.payment_id,
+        phase=told.phase,
+        status=told.status,
+        amount_paise=told.amount_paise,
+        amount_deducted_paise=told.amount_deducted_paise,
+        currency=told.currency,
+        observed_at=event.observed_at,
+    )
+    if known is not None and _dispute_key(dispute) <= _dispute_key(known):
+        return Decision("superseded", "older_snapshot")
+    lost = Finding(
+        "dispute_lost",
+        "warning",
+        {"disputeId": told.id, "paymentId": told.payment_id, "amountDeductedPaise": told.amount_deducted_paise},
+    )
+    return Decision(
+        "applied", f"dispute_{told.status}", dispute=dispute, finding=lost if told.status == "lost" else None
+    )
+
+
+def _dispute_key(dispute: Dispute) -> tuple[int, int, int]:
+    """A later phase beats an earlier one, then the further status: whatever the order of arrival."""
+    phase = _PHASE_RANK.index(dispute.phase) if dispute.phase in _PHASE_RANK else -1
+    return phase, _DISPUTE_RANK.index(dispute.status), dispute.amount_deducted_paise
 
 
 def _mirror(

@@ -117,6 +117,8 @@ async def insert_grant(db: AsyncConnection, grant: Grant) -> bool:
             credits=grant.credits,
             expires_at=grant.expires_at,
             payment_id=grant.payment_id,
+            period_start=grant.period_start,
+            period_end=grant.period_end,
         )
         .on_conflict_do_nothing(constraint="credit_grants_fund_once")
         .returning(tables.credit_grants.c.id)
