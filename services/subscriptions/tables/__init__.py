@@ -35,6 +35,7 @@ from services.subscriptions.tables.work import (
     billing_reconciliation_queue,
     idempotency_keys,
     processed_payment_events,
+    walks,
 )
 
 __all__ = [
@@ -66,4 +67,5 @@ __all__ = [
     "subscriptions",
     "tenant_addons",
     "tenant_overrides",
+    "walks",
 ]

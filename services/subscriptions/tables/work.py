@@ -15,7 +15,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from services.subscriptions.tables.columns import MOMENT, created_at, metadata
+from services.subscriptions.tables.columns import MOMENT, created_at, metadata, updated_at
 
 processed_payment_events = Table(
     "processed_payment_events",
@@ -118,3 +118,13 @@ idempotency_keys = Table(
     PrimaryKeyConstraint("tenant_id", "method", "key", name="idempotency_keys_pk"),
 )
 Index("idempotency_keys_age", idempotency_keys.c.created_at)
+
+walks = Table(
+    "walks",
+    metadata,
+    Column("name", Text, nullable=False),
+    Column("place", Text, nullable=False),
+    created_at(),
+    updated_at(),
+    PrimaryKeyConstraint("name", name="walks_pk"),
+)

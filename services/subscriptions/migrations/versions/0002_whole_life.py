@@ -75,6 +75,10 @@ CREATE TABLE grant_revocations (
 );
 CREATE INDEX grant_revocations_grant ON grant_revocations (tenant_id, grant_reference_id);
 
+-- Rates change; a document keeps the one that it was issued under.
+ALTER TABLE invoices
+    ADD COLUMN tax_rate_bps integer NOT NULL CONSTRAINT invoices_tax_rate CHECK (tax_rate_bps > 0);
+
 -- The last number given out; its row lock makes numbers consecutive without gaps.
 CREATE TABLE invoice_counters (
     financial_year text NOT NULL,
@@ -82,6 +86,16 @@ CREATE TABLE invoice_counters (
     last_serial bigint NOT NULL CONSTRAINT invoice_counters_serial CHECK (last_serial > 0),
     created_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT invoice_counters_pk PRIMARY KEY (financial_year, kind)
+);
+"""
+
+WALKS = """
+-- How far a job came whose time was too short for everything: its next run goes on there.
+CREATE TABLE walks (
+    name text CONSTRAINT walks_pk PRIMARY KEY,
+    place text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now()
 );
 """
 
@@ -101,10 +115,11 @@ GRANT UPDATE (paused_at) ON tenant_addons TO subscriptions_rw;
 GRANT UPDATE (tenant_id) ON billing_refunds, billing_disputes TO subscriptions_rw;
 GRANT UPDATE (restored_at) ON grant_revocations TO subscriptions_rw;
 GRANT UPDATE (last_serial) ON invoice_counters TO subscriptions_rw;
+GRANT UPDATE (place, updated_at) ON walks TO subscriptions_rw;
 """
 
 
 def upgrade() -> None:
     """Widen what is there, add what is new, then say who may change it."""
-    for statements in (STANDING, MONEY, NOTICES, GRANTS):
+    for statements in (STANDING, MONEY, NOTICES, WALKS, GRANTS):
         op.execute(statements)
