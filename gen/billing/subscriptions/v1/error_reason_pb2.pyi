@@ -102,6 +102,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_CONFLICT: _ErrorReason.ValueType  # 30
     """ABORTED. Another call changed the tenant first. Repeat with the same idempotency key."""
+    ERROR_REASON_UNKNOWN_INVOICE: _ErrorReason.ValueType  # 31
+    """NOT_FOUND. No such invoice or credit note of this tenant. Metadata: invoice_id. Call ListInvoices."""
+    ERROR_REASON_ADDON_EXISTS: _ErrorReason.ValueType  # 32
+    """FAILED_PRECONDITION. The tenant has this add-on already. Metadata: addon, tenant_addon_id, status. Resume it when it
+    is paused or ends with its period; for another number of units cancel it and buy anew when it has ended.
+    """
+    ERROR_REASON_ACCOUNT_FROZEN: _ErrorReason.ValueType  # 33
+    """FAILED_PRECONDITION. The ledger froze the tenant's account. Metadata: tenant_id. Nothing was charged; the same key
+    may be asked again once an operator has ended the freeze.
+    """
+    ERROR_REASON_LEDGER_UNAVAILABLE: _ErrorReason.ValueType  # 34
+    """UNAVAILABLE. The ledger did not answer; whether it charged is unknown. Repeat with the same idempotency key: the
+    call resumes where it stopped. Otherwise RenewAddons finishes what was begun.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused."""
@@ -184,4 +198,18 @@ new checkout with a new key.
 """
 ERROR_REASON_CONFLICT: ErrorReason.ValueType  # 30
 """ABORTED. Another call changed the tenant first. Repeat with the same idempotency key."""
+ERROR_REASON_UNKNOWN_INVOICE: ErrorReason.ValueType  # 31
+"""NOT_FOUND. No such invoice or credit note of this tenant. Metadata: invoice_id. Call ListInvoices."""
+ERROR_REASON_ADDON_EXISTS: ErrorReason.ValueType  # 32
+"""FAILED_PRECONDITION. The tenant has this add-on already. Metadata: addon, tenant_addon_id, status. Resume it when it
+is paused or ends with its period; for another number of units cancel it and buy anew when it has ended.
+"""
+ERROR_REASON_ACCOUNT_FROZEN: ErrorReason.ValueType  # 33
+"""FAILED_PRECONDITION. The ledger froze the tenant's account. Metadata: tenant_id. Nothing was charged; the same key
+may be asked again once an operator has ended the freeze.
+"""
+ERROR_REASON_LEDGER_UNAVAILABLE: ErrorReason.ValueType  # 34
+"""UNAVAILABLE. The ledger did not answer; whether it charged is unknown. Repeat with the same idempotency key: the
+call resumes where it stopped. Otherwise RenewAddons finishes what was begun.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

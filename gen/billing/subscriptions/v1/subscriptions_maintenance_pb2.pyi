@@ -312,12 +312,15 @@ class RenewAddonsResponse(_message.Message):
     PAUSED_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
     ALERTS_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
     renewed: _builtins.int
-    """Periods charged."""
+    """Periods charged, those of paused add-ons that credits cover again included."""
     paused: _builtins.int
     """Add-ons paused for want of credits."""
     ended: _builtins.int
     """Add-ons ended as asked."""
+    failed: _builtins.int
+    """Add-ons left as they are because the ledger did not answer or refused; the next run tries again."""
     @_builtins.property
     def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_alert_pb2.Alert]:
         """Conditions that deserve a person."""
@@ -329,10 +332,11 @@ class RenewAddonsResponse(_message.Message):
         paused: _builtins.int = ...,
         ended: _builtins.int = ...,
         alerts: _abc.Iterable[_alert_pb2.Alert] | None = ...,
+        failed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "ended", b"ended", "paused", b"paused", "renewed", b"renewed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "ended", b"ended", "failed", b"failed", "paused", b"paused", "renewed", b"renewed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -101,7 +101,8 @@ class SubscriptionsMaintenanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RenewAddons(self, request, context):
-        """Charges add-on periods that came due, or pauses what credits do not cover.
+        """Charges add-on periods that came due, pauses what credits do not cover, and starts again what they cover once more.
+        A period is charged once whatever is repeated. After a standstill one period is charged, not those that passed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

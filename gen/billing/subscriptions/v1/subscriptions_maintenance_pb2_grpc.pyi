@@ -27,7 +27,9 @@ class SubscriptionsMaintenanceServiceStub:
     records that a trial ends, three days before and once per subscription, and delivers notices that are owed.
     """
     RenewAddons: _aio.UnaryUnaryMultiCallable[_subscriptions_maintenance_pb2.RenewAddonsRequest, _subscriptions_maintenance_pb2.RenewAddonsResponse]
-    """Charges add-on periods that came due, or pauses what credits do not cover."""
+    """Charges add-on periods that came due, pauses what credits do not cover, and starts again what they cover once more.
+    A period is charged once whatever is repeated. After a standstill one period is charged, not those that passed.
+    """
     AuditSubscriptions: _aio.UnaryUnaryMultiCallable[_subscriptions_maintenance_pb2.AuditSubscriptionsRequest, _subscriptions_maintenance_pb2.AuditSubscriptionsResponse]
     """Looks for states that should not be, and reports them."""
     SyncWithProvider: _aio.UnaryUnaryMultiCallable[_subscriptions_maintenance_pb2.SyncWithProviderRequest, _subscriptions_maintenance_pb2.SyncWithProviderResponse]
@@ -69,7 +71,9 @@ class SubscriptionsMaintenanceServiceServicer:
         request: _subscriptions_maintenance_pb2.RenewAddonsRequest,
         context: _aio.ServicerContext[_subscriptions_maintenance_pb2.RenewAddonsRequest, _abc.Awaitable[_subscriptions_maintenance_pb2.RenewAddonsResponse]],
     ) -> _abc.Awaitable[_subscriptions_maintenance_pb2.RenewAddonsResponse]:
-        """Charges add-on periods that came due, or pauses what credits do not cover."""
+        """Charges add-on periods that came due, pauses what credits do not cover, and starts again what they cover once more.
+        A period is charged once whatever is repeated. After a standstill one period is charged, not those that passed.
+        """
 
     def AuditSubscriptions(
         self,

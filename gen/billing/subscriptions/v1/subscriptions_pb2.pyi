@@ -173,6 +173,8 @@ class _AddonStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AddonStat
     """Ends with its period; counts until then."""
     ADDON_STATUS_CANCELED: _AddonStatus.ValueType  # 4
     """Ended."""
+    ADDON_STATUS_PENDING: _AddonStatus.ValueType  # 5
+    """The first period is being charged; does not count yet."""
 
 class AddonStatus(_AddonStatus, metaclass=_AddonStatusEnumTypeWrapper):
     """Where an add-on stands."""
@@ -187,6 +189,8 @@ ADDON_STATUS_CANCELING: AddonStatus.ValueType  # 3
 """Ends with its period; counts until then."""
 ADDON_STATUS_CANCELED: AddonStatus.ValueType  # 4
 """Ended."""
+ADDON_STATUS_PENDING: AddonStatus.ValueType  # 5
+"""The first period is being charged; does not count yet."""
 Global___AddonStatus: _TypeAlias = AddonStatus  # noqa: Y015
 
 class _CancelMode:
@@ -451,10 +455,10 @@ class TenantAddon(_message.Message):
     status: Global___AddonStatus.ValueType
     """Where it stands."""
     credits_per_period: _builtins.int
-    """Credits per period for all units."""
+    """Credits per period for all units, as the catalogue has it now: what the next period will cost."""
     @_builtins.property
     def next_renewal_at(self) -> _timestamp_pb2.Timestamp:
-        """When the next period is charged. Absent: never."""
+        """When the next period is charged, or under ADDON_STATUS_CANCELING when it ends. Absent: nothing is paid."""
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
@@ -528,6 +532,8 @@ class Invoice(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     PERIOD_START_AT_FIELD_NUMBER: _builtins.int
     PERIOD_END_AT_FIELD_NUMBER: _builtins.int
+    PLACE_OF_SUPPLY_FIELD_NUMBER: _builtins.int
+    REFUND_ID_FIELD_NUMBER: _builtins.int
     invoice_id: _builtins.str
     """`inv_…` of ours."""
     kind: Global___InvoiceKind.ValueType
@@ -546,6 +552,10 @@ class Invoice(_message.Message):
     """The payment it documents: `pay_…`."""
     description: _builtins.str
     """What was bought."""
+    place_of_supply: _builtins.str
+    """Two-digit GST state code of the place of supply; `96`: outside India."""
+    refund_id: _builtins.str
+    """The refund that a credit note documents: `rfd_…` of ours; empty on tax invoices."""
     @_builtins.property
     def taxes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaxLine]:
         """CGST and SGST, or IGST."""
@@ -578,10 +588,12 @@ class Invoice(_message.Message):
         description: _builtins.str = ...,
         period_start_at: _timestamp_pb2.Timestamp | None = ...,
         period_end_at: _timestamp_pb2.Timestamp | None = ...,
+        place_of_supply: _builtins.str = ...,
+        refund_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["issued_at", b"issued_at", "period_end_at", b"period_end_at", "period_start_at", b"period_start_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "description", b"description", "invoice_id", b"invoice_id", "issued_at", b"issued_at", "kind", b"kind", "number", b"number", "payment_id", b"payment_id", "period_end_at", b"period_end_at", "period_start_at", b"period_start_at", "taxable_paise", b"taxable_paise", "taxes", b"taxes", "total_display", b"total_display", "total_paise", b"total_paise"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "description", b"description", "invoice_id", b"invoice_id", "issued_at", b"issued_at", "kind", b"kind", "number", b"number", "payment_id", b"payment_id", "period_end_at", b"period_end_at", "period_start_at", b"period_start_at", "place_of_supply", b"place_of_supply", "refund_id", b"refund_id", "taxable_paise", b"taxable_paise", "taxes", b"taxes", "total_display", b"total_display", "total_paise", b"total_paise"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -605,7 +617,9 @@ class BillingInfo(_message.Message):
     company_name: _builtins.str
     """Company or person."""
     gstin: _builtins.str
-    """15 characters with a valid check digit; empty: unregistered."""
+    """15 characters with a valid check digit, stored in upper case; empty: unregistered. Otherwise the call is refused
+    with ERROR_REASON_GSTIN_INVALID.
+    """
     address_line1: _builtins.str
     """Street and house."""
     address_line2: _builtins.str
@@ -613,7 +627,9 @@ class BillingInfo(_message.Message):
     city: _builtins.str
     """City."""
     state_code: _builtins.str
-    """Two-digit GST state code: `27` is Maharashtra. Decides CGST and SGST against IGST."""
+    """Two-digit GST state code: `27` is Maharashtra. Decides CGST and SGST against IGST. Must be the state of the GSTIN
+    where both are given; empty: that of the GSTIN, or the seller's.
+    """
     postal_code: _builtins.str
     """Postal code."""
     country: _builtins.str
@@ -1936,6 +1952,62 @@ class ListInvoicesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListInvoicesResponse: _TypeAlias = ListInvoicesResponse  # noqa: Y015
+
+@_typing.final
+class RenderInvoiceRequest(_message.Message):
+    """Asks to draw an invoice."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    INVOICE_ID_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Whose. Letters, digits and `_ . : -`."""
+    invoice_id: _builtins.str
+    """`inv_…` of ListInvoices; a credit note's goes by the same prefix."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        invoice_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["invoice_id", b"invoice_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenderInvoiceRequest: _TypeAlias = RenderInvoiceRequest  # noqa: Y015
+
+@_typing.final
+class RenderInvoiceResponse(_message.Message):
+    """The drawn invoice."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_FIELD_NUMBER: _builtins.int
+    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    """The file."""
+    content_type: _builtins.str
+    """`application/pdf`."""
+    file_name: _builtins.str
+    """A name to save it under: `INV-2627-000042.pdf`."""
+    def __init__(
+        self,
+        *,
+        content: _builtins.bytes = ...,
+        content_type: _builtins.str = ...,
+        file_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "content_type", b"content_type", "file_name", b"file_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenderInvoiceResponse: _TypeAlias = RenderInvoiceResponse  # noqa: Y015
 
 @_typing.final
 class GetBillingInfoRequest(_message.Message):

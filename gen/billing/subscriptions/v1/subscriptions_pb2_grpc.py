@@ -120,6 +120,11 @@ class SubscriptionsServiceStub:
                 request_serializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__pb2.ListInvoicesRequest.SerializeToString,
                 response_deserializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__pb2.ListInvoicesResponse.FromString,
                 _registered_method=True)
+        self.RenderInvoice = channel.unary_unary(
+                '/billing.subscriptions.v1.SubscriptionsService/RenderInvoice',
+                request_serializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__pb2.RenderInvoiceRequest.SerializeToString,
+                response_deserializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__pb2.RenderInvoiceResponse.FromString,
+                _registered_method=True)
         self.GetBillingInfo = channel.unary_unary(
                 '/billing.subscriptions.v1.SubscriptionsService/GetBillingInfo',
                 request_serializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__pb2.GetBillingInfoRequest.SerializeToString,
@@ -223,21 +228,23 @@ class SubscriptionsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BuyAddon(self, request, context):
-        """Buys an add-on with credits; the limit rises within the same step.
+        """Buys an add-on with credits; the limit rises within the same step. A tenant has an add-on once: another purchase
+        of one that has not ended is refused with ERROR_REASON_ADDON_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelAddon(self, request, context):
-        """Ends an add-on at the end of its period.
+        """Ends an add-on at the end of its period, and a paused one at once. One that is ending or has ended stays so.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeAddon(self, request, context):
-        """Starts a paused or cancelled add-on again, charging a period if none is paid.
+        """Starts a paused or cancelled add-on again, charging a period if none is paid. One that runs stays so. One that has
+        ended is bought anew, so the catalogue must still sell it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -252,6 +259,14 @@ class SubscriptionsServiceServicer:
 
     def ListInvoices(self, request, context):
         """Lists a tenant's tax invoices and credit notes, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenderInvoice(self, request, context):
+        """Draws a tax invoice or credit note for the customer to keep. Changes nothing: the same document every time, with
+        the seller and the customer as they were when it was issued.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -358,6 +373,11 @@ def add_SubscriptionsServiceServicer_to_server(servicer, server):
                     servicer.ListInvoices,
                     request_deserializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__pb2.ListInvoicesRequest.FromString,
                     response_serializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__pb2.ListInvoicesResponse.SerializeToString,
+            ),
+            'RenderInvoice': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenderInvoice,
+                    request_deserializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__pb2.RenderInvoiceRequest.FromString,
+                    response_serializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__pb2.RenderInvoiceResponse.SerializeToString,
             ),
             'GetBillingInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetBillingInfo,
@@ -830,6 +850,33 @@ class SubscriptionsService:
             '/billing.subscriptions.v1.SubscriptionsService/ListInvoices',
             billing_dot_subscriptions_dot_v1_dot_subscriptions__pb2.ListInvoicesRequest.SerializeToString,
             billing_dot_subscriptions_dot_v1_dot_subscriptions__pb2.ListInvoicesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenderInvoice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/billing.subscriptions.v1.SubscriptionsService/RenderInvoice',
+            billing_dot_subscriptions_dot_v1_dot_subscriptions__pb2.RenderInvoiceRequest.SerializeToString,
+            billing_dot_subscriptions_dot_v1_dot_subscriptions__pb2.RenderInvoiceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,15 +44,23 @@ class SubscriptionsServiceStub:
     BuyCredits: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.BuyCreditsRequest, _subscriptions_pb2.BuyCreditsResponse]
     """Begins the purchase of a credit pack. Credits arrive when the provider reports the captured payment."""
     BuyAddon: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.BuyAddonRequest, _subscriptions_pb2.BuyAddonResponse]
-    """Buys an add-on with credits; the limit rises within the same step."""
+    """Buys an add-on with credits; the limit rises within the same step. A tenant has an add-on once: another purchase
+    of one that has not ended is refused with ERROR_REASON_ADDON_EXISTS.
+    """
     CancelAddon: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.CancelAddonRequest, _subscriptions_pb2.CancelAddonResponse]
-    """Ends an add-on at the end of its period."""
+    """Ends an add-on at the end of its period, and a paused one at once. One that is ending or has ended stays so."""
     ResumeAddon: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.ResumeAddonRequest, _subscriptions_pb2.ResumeAddonResponse]
-    """Starts a paused or cancelled add-on again, charging a period if none is paid."""
+    """Starts a paused or cancelled add-on again, charging a period if none is paid. One that runs stays so. One that has
+    ended is bought anew, so the catalogue must still sell it.
+    """
     ListTenantAddons: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.ListTenantAddonsRequest, _subscriptions_pb2.ListTenantAddonsResponse]
     """Lists a tenant's add-ons, newest first."""
     ListInvoices: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.ListInvoicesRequest, _subscriptions_pb2.ListInvoicesResponse]
     """Lists a tenant's tax invoices and credit notes, newest first."""
+    RenderInvoice: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.RenderInvoiceRequest, _subscriptions_pb2.RenderInvoiceResponse]
+    """Draws a tax invoice or credit note for the customer to keep. Changes nothing: the same document every time, with
+    the seller and the customer as they were when it was issued.
+    """
     GetBillingInfo: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.GetBillingInfoRequest, _subscriptions_pb2.GetBillingInfoResponse]
     """Returns the billing details that invoices carry."""
     UpdateBillingInfo: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.UpdateBillingInfoRequest, _subscriptions_pb2.UpdateBillingInfoResponse]
@@ -154,21 +162,25 @@ class SubscriptionsServiceServicer:
         request: _subscriptions_pb2.BuyAddonRequest,
         context: _aio.ServicerContext[_subscriptions_pb2.BuyAddonRequest, _abc.Awaitable[_subscriptions_pb2.BuyAddonResponse]],
     ) -> _abc.Awaitable[_subscriptions_pb2.BuyAddonResponse]:
-        """Buys an add-on with credits; the limit rises within the same step."""
+        """Buys an add-on with credits; the limit rises within the same step. A tenant has an add-on once: another purchase
+        of one that has not ended is refused with ERROR_REASON_ADDON_EXISTS.
+        """
 
     def CancelAddon(
         self,
         request: _subscriptions_pb2.CancelAddonRequest,
         context: _aio.ServicerContext[_subscriptions_pb2.CancelAddonRequest, _abc.Awaitable[_subscriptions_pb2.CancelAddonResponse]],
     ) -> _abc.Awaitable[_subscriptions_pb2.CancelAddonResponse]:
-        """Ends an add-on at the end of its period."""
+        """Ends an add-on at the end of its period, and a paused one at once. One that is ending or has ended stays so."""
 
     def ResumeAddon(
         self,
         request: _subscriptions_pb2.ResumeAddonRequest,
         context: _aio.ServicerContext[_subscriptions_pb2.ResumeAddonRequest, _abc.Awaitable[_subscriptions_pb2.ResumeAddonResponse]],
     ) -> _abc.Awaitable[_subscriptions_pb2.ResumeAddonResponse]:
-        """Starts a paused or cancelled add-on again, charging a period if none is paid."""
+        """Starts a paused or cancelled add-on again, charging a period if none is paid. One that runs stays so. One that has
+        ended is bought anew, so the catalogue must still sell it.
+        """
 
     def ListTenantAddons(
         self,
@@ -183,6 +195,15 @@ class SubscriptionsServiceServicer:
         context: _aio.ServicerContext[_subscriptions_pb2.ListInvoicesRequest, _abc.Awaitable[_subscriptions_pb2.ListInvoicesResponse]],
     ) -> _abc.Awaitable[_subscriptions_pb2.ListInvoicesResponse]:
         """Lists a tenant's tax invoices and credit notes, newest first."""
+
+    def RenderInvoice(
+        self,
+        request: _subscriptions_pb2.RenderInvoiceRequest,
+        context: _aio.ServicerContext[_subscriptions_pb2.RenderInvoiceRequest, _abc.Awaitable[_subscriptions_pb2.RenderInvoiceResponse]],
+    ) -> _abc.Awaitable[_subscriptions_pb2.RenderInvoiceResponse]:
+        """Draws a tax invoice or credit note for the customer to keep. Changes nothing: the same document every time, with
+        the seller and the customer as they were when it was issued.
+        """
 
     def GetBillingInfo(
         self,
