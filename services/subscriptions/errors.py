@@ -1,12 +1,15 @@
 """Every refusal of the room; `ErrorReason` in the contract says when each occurs and what to do.
 
 NotFound            UnknownTenant  UnknownPlan  UnknownCreditPack  UnknownTask  UnknownCheckout  UnknownPayment
-FailedPrecondition  IdempotencyKeyReused  PlanNotForSale  AlreadySubscribed  SubscriptionExists  PaymentMismatch
-                    TaskCompleted  ProviderRefused  ProviderNotConfigured
-InvalidArgument     PageTokenInvalid
+                    UnknownInvoice  UnknownAddon  UnknownOverride
+FailedPrecondition  IdempotencyKeyReused  PlanNotForSale  AlreadySubscribed  SubscriptionExists  ChangePending
+                    NoPendingChange  NoSubscription  WrongStatus  QuoteStale  PaymentMismatch  RefundExceedsPayment
+                    TaskCompleted  CheckoutClosed  ProviderRefused  ProviderNotConfigured  AddonExists
+                    InsufficientCredits  AccountFrozen
+InvalidArgument     PageTokenInvalid  GstinInvalid
 PermissionDenied    SignatureMismatch
 Aborted             Conflict
-Unavailable         ProviderUnavailable
+Unavailable         ProviderUnavailable  LedgerUnavailable
 """
 
 from shared.errors import (
@@ -31,6 +34,14 @@ class UnknownCreditPack(NotFound):
     reason = "UNKNOWN_CREDIT_PACK"
 
 
+class UnknownAddon(NotFound):
+    reason = "UNKNOWN_ADDON"
+
+
+class UnknownOverride(NotFound):
+    reason = "UNKNOWN_OVERRIDE"
+
+
 class UnknownTask(NotFound):
     reason = "UNKNOWN_TASK"
 
@@ -41,6 +52,10 @@ class UnknownCheckout(NotFound):
 
 class UnknownPayment(NotFound):
     reason = "UNKNOWN_PAYMENT"
+
+
+class UnknownInvoice(NotFound):
+    reason = "UNKNOWN_INVOICE"
 
 
 class IdempotencyKeyReused(FailedPrecondition):
@@ -57,6 +72,46 @@ class AlreadySubscribed(FailedPrecondition):
 
 class SubscriptionExists(FailedPrecondition):
     reason = "SUBSCRIPTION_EXISTS"
+
+
+class ChangePending(FailedPrecondition):
+    reason = "CHANGE_PENDING"
+
+
+class NoPendingChange(FailedPrecondition):
+    reason = "NO_PENDING_CHANGE"
+
+
+class NoSubscription(FailedPrecondition):
+    reason = "NO_SUBSCRIPTION"
+
+
+class WrongStatus(FailedPrecondition):
+    reason = "WRONG_STATUS"
+
+
+class QuoteStale(FailedPrecondition):
+    reason = "QUOTE_STALE"
+
+
+class RefundExceedsPayment(FailedPrecondition):
+    reason = "REFUND_EXCEEDS_PAYMENT"
+
+
+class CheckoutClosed(FailedPrecondition):
+    reason = "CHECKOUT_CLOSED"
+
+
+class AddonExists(FailedPrecondition):
+    reason = "ADDON_EXISTS"
+
+
+class InsufficientCredits(FailedPrecondition):
+    reason = "INSUFFICIENT_CREDITS"
+
+
+class AccountFrozen(FailedPrecondition):
+    reason = "ACCOUNT_FROZEN"
 
 
 class PaymentMismatch(FailedPrecondition):
@@ -81,6 +136,10 @@ class PageTokenInvalid(InvalidArgument):
     reason = "PAGE_TOKEN_INVALID"
 
 
+class GstinInvalid(InvalidArgument):
+    reason = "GSTIN_INVALID"
+
+
 class SignatureMismatch(PermissionDenied):
     reason = "SIGNATURE_MISMATCH"
 
@@ -95,3 +154,9 @@ class ProviderUnavailable(Unavailable):
     """What the provider did is unknown: ask again with the same key."""
 
     reason = "PROVIDER_UNAVAILABLE"
+
+
+class LedgerUnavailable(Unavailable):
+    """What the ledger did is unknown: ask again with the same key."""
+
+    reason = "LEDGER_UNAVAILABLE"

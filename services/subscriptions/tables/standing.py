@@ -119,7 +119,10 @@ provider_subscriptions = Table(
     Column("released_paid_count", BigInteger, nullable=False, server_default=text("0")),
     Column("starts_at", MOMENT),
     Column("started_at", MOMENT),
+    Column("paid_until", MOMENT),
+    Column("authorised", Boolean, nullable=False, server_default=text("false")),
     Column("end_requested_at", MOMENT),
+    Column("released_by", Text),
     created_at(),
     updated_at(),
     PrimaryKeyConstraint("id", name="provider_subscriptions_pk"),
@@ -140,6 +143,8 @@ tenant_addons = Table(
     Column("next_renewal", MOMENT),
     Column("idempotency_key", Text),
     Column("paused_at", MOMENT),
+    Column("charge_credits", BigInteger),
+    Column("charge_key", Text),
     created_at(),
     updated_at(),
     PrimaryKeyConstraint("id", name="tenant_addons_pk"),
@@ -164,9 +169,14 @@ Index(
     postgresql_where=text("idempotency_key IS NOT NULL"),
 )
 Index(
-    "tenant_addons_open",
-    tenant_addons.c.created_at,
-    postgresql_where=text("status = ANY (ARRAY['pending', 'paused'])"),
+    "tenant_addons_charging",
+    tenant_addons.c.tenant_id,
+    postgresql_where=text("charge_credits IS NOT NULL"),
+)
+Index(
+    "tenant_addons_paused",
+    tenant_addons.c.tenant_id,
+    postgresql_where=text("status = 'paused'"),
 )
 
 tenant_overrides = Table(

@@ -31,15 +31,23 @@ UPDATE provider_subscriptions SET
     paid_until = CASE WHEN paid_count > 0 AND status NOT IN ('pending', 'halted') THEN current_end END,
     started_at = CASE WHEN paid_count = 1 THEN current_start END;
 
+-- `period` counts the periods that are paid, so the one to be charged is the next.
 ALTER TABLE tenant_addons
     ADD COLUMN idempotency_key text,
     ADD COLUMN paused_at timestamptz,
+    -- What the charge that is under way costs; null: none is.
+    ADD COLUMN charge_credits bigint CONSTRAINT tenant_addons_charge CHECK (charge_credits > 0),
+    ADD COLUMN charge_key text,  -- the call that it answers; null: the job's
+    DROP CONSTRAINT tenant_addons_period,
+    ADD CONSTRAINT tenant_addons_period CHECK (period >= 0),
     DROP CONSTRAINT tenant_addons_status,
     ADD CONSTRAINT tenant_addons_status
-        CHECK (status IN ('pending', 'active', 'paused', 'canceling', 'canceled'));
+        CHECK (status IN ('pending', 'active', 'paused', 'canceling', 'canceled')),
+    ADD CONSTRAINT tenant_addons_pending CHECK (status <> 'pending' OR charge_credits IS NOT NULL);
 CREATE UNIQUE INDEX tenant_addons_key ON tenant_addons (tenant_id, idempotency_key)
     WHERE idempotency_key IS NOT NULL;
-CREATE INDEX tenant_addons_open ON tenant_addons (created_at) WHERE status IN ('pending', 'paused');
+CREATE INDEX tenant_addons_charging ON tenant_addons (tenant_id) WHERE charge_credits IS NOT NULL;
+CREATE INDEX tenant_addons_paused ON tenant_addons (tenant_id) WHERE status = 'paused';
 CREATE INDEX tenant_overrides_expiring ON tenant_overrides (expires_at)
     WHERE removed_at IS NULL AND expires_at IS NOT NULL;
 """
@@ -111,7 +119,7 @@ CREATE INDEX billing_notifications_recent ON billing_notifications (created_at, 
 GRANTS = """
 GRANT UPDATE (pending_effective_at) ON subscriptions TO subscriptions_rw, billing_operator;
 GRANT UPDATE (starts_at, started_at, paid_until, authorised, end_requested_at, released_by) ON provider_subscriptions TO subscriptions_rw;
-GRANT UPDATE (paused_at) ON tenant_addons TO subscriptions_rw;
+GRANT UPDATE (paused_at, charge_credits, charge_key) ON tenant_addons TO subscriptions_rw;
 GRANT UPDATE (tenant_id) ON billing_refunds, billing_disputes TO subscriptions_rw;
 GRANT UPDATE (restored_at) ON grant_revocations TO subscriptions_rw;
 GRANT UPDATE (last_serial) ON invoice_counters TO subscriptions_rw;
