@@ -18,7 +18,7 @@ from protovalidate._gen.buf.validate import validate_pb as engine
 from tests.house.house import ROOMS, ROOT, modules
 
 BUF = str(Path(sys.executable).parent / "buf")
-READS = re.compile(r"(Get|List|Preview|Diagnose)[A-Z]\w*|CheckLimit|VerifyLedger")
+READS = re.compile(r"(Get|List|Preview|Render|Diagnose)[A-Z]\w*|CheckLimit|VerifyLedger")
 FIELD = descriptor.FieldDescriptorProto
 # Answers of the webhooks' HTTP door; no RPC gives them.
 HTTP_REFUSALS = {"NOT_STORED"}

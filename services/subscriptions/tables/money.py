@@ -1,6 +1,16 @@
 """What was paid, and what it brought."""
 
-from sqlalchemy import BigInteger, Column, Index, PrimaryKeyConstraint, Table, Text, UniqueConstraint, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 
 from services.subscriptions.tables.columns import MOMENT, created_at, metadata, updated_at
@@ -133,6 +143,7 @@ invoices = Table(
     Column("period_end", MOMENT),
     Column("issued_at", MOMENT, nullable=False),
     created_at(),
+    Column("tax_rate_bps", Integer, nullable=False),
     PrimaryKeyConstraint("id", name="invoices_pk"),
     UniqueConstraint("financial_year", "kind", "serial", name="invoices_consecutive"),
     UniqueConstraint("number", name="invoices_number"),
