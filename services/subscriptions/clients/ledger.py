@@ -14,7 +14,7 @@ from billing.ledger.v1 import (
 )
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.subscriptions.rules.entitlements import ServiceEntitlement
+from services.subscriptions.rules.entitlements import Limit, ServiceEntitlement
 
 BUCKETS = {"subscription": types_pb2.BUCKET_SUBSCRIPTION, "permanent": types_pb2.BUCKET_PERMANENT}
 _KINDS = {"hard": types_pb2.LIMIT_KIND_HARD, "soft": types_pb2.LIMIT_KIND_SOFT}
@@ -32,6 +32,24 @@ class Wallet:
     subscription: int
     permanent: int
     next_expiry_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Lot:
+    """Credits that a grant created, as the ledger holds them."""
+
+    reference_id: str
+    granted: int
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tenant's limits as the ledger holds them."""
+
+    version: int
+    plan_code: str
+    services: tuple[ServiceEntitlement, ...]
 
 
 class Ledger:
@@ -89,6 +107,29 @@ class Ledger:
         )
         return response.outcome == ledger_funding_pb2.ENTITLEMENTS_OUTCOME_APPLIED
 
+    async def debit(
+        self,
+        *,
+        tenant_id: str,
+        idempotency_key: str,
+        credits: int,
+        reason: str,
+        reference_id: str,
+        description: str,
+    ) -> bool:
+        """Take credits once, all or none; True if an earlier call did it."""
+        response = await self._ledger.Debit(
+            ledger_pb2.DebitRequest(
+                tenant_id=tenant_id,
+                idempotency_key=idempotency_key,
+                credits=credits,
+                reason=reason,
+                reference_id=reference_id,
+                description=description,
+            )
+        )
+        return bool(response.replayed)
+
     async def get_wallet(self, tenant_id: str) -> Wallet:
         """What the tenant may spend now."""
         response = await self._ledger.GetBalance(
@@ -114,6 +155,28 @@ class Ledger:
         )
         return {usage.limit_key: usage.used for usage in response.usage}
 
+    async def list_grants(self, tenant_id: str) -> list[Lot]:
+        """Every lot of a tenant, spent and expired ones too, newest first."""
+        lots: list[Lot] = []
+        request = ledger_funding_pb2.ListGrantsRequest(tenant_id=tenant_id, page_size=_PAGE)
+        while True:
+            response = await self._funding.ListGrants(request, timeout=READ_TIMEOUT_SECONDS)
+            lots += [
+                Lot(lot.reference_id, lot.granted, lot.created_at.ToDatetime(UTC)) for lot in response.grants
+            ]
+            if not response.next_page_token:
+                return lots
+            request.page_token = response.next_page_token
+
+    async def get_entitlements(self, tenant_id: str) -> Held:
+        """The limits that the ledger enforces."""
+        response = await self._funding.GetEntitlements(
+            ledger_funding_pb2.GetEntitlementsRequest(tenant_id=tenant_id), timeout=READ_TIMEOUT_SECONDS
+        )
+        return Held(
+            response.version, response.plan_code, tuple(_entitled(service) for service in response.services)
+        )
+
 
 def _entitlement(service: ServiceEntitlement) -> types_pb2.ServiceEntitlement:
     return types_pb2.ServiceEntitlement(
@@ -129,6 +192,24 @@ def _entitlement(service: ServiceEntitlement) -> types_pb2.ServiceEntitlement:
             )
             for limit in service.limits
         ],
+    )
+
+
+def _entitled(service: types_pb2.ServiceEntitlement) -> ServiceEntitlement:
+    kinds = {number: kind for kind, number in _KINDS.items()}
+    return ServiceEntitlement(
+        service.service_code,
+        service.enabled,
+        tuple(
+            Limit(
+                limit.key,
+                None if limit.WhichOneof("limit") == "unlimited" else limit.value,
+                kinds.get(limit.kind, "hard"),
+                limit.grace_seconds,
+                limit.addon,
+            )
+            for limit in service.limits
+        ),
     )
 
 
