@@ -2,8 +2,9 @@
 
 from billing.subscriptions.v1 import subscriptions_maintenance_pb2_grpc as pb_grpc
 
+from services.subscriptions.rpc.due import DueDates
 from services.subscriptions.rpc.upkeep import Upkeep
 
 
-class SubscriptionsMaintenanceService(Upkeep, pb_grpc.SubscriptionsMaintenanceServiceServicer):
+class SubscriptionsMaintenanceService(DueDates, Upkeep, pb_grpc.SubscriptionsMaintenanceServiceServicer):
     """What time makes due."""
