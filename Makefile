@@ -4,7 +4,7 @@ UV := .tools/bin/uv
 BIN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup run demo psql test bench bench-long soak planted check proto baseline fmt lock clean
+.PHONY: help setup run demo psql test bench bench-long soak year planted check proto baseline fmt lock clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
@@ -48,6 +48,11 @@ bench: .venv/.ok ## measure the ledger beside simpler ways to debit; QUICK=1 end
 
 bench-long: .venv/.ok ## the same with ten million transactions of history
 	@$(BIN)/python -m bench long
+
+TENANTS ?= 100
+DAYS ?= 365
+year: .venv/.ok ## live a year of TENANTS=100 tenants through the suite in minutes, and check the end; SEED=… repeats one
+	@TENANTS=$(TENANTS) DAYS=$(DAYS) SEED=$(SEED) $(BIN)/python -m tests.year
 
 planted: .venv/.ok ## plant the usual bugs in copies of this checkout, or BUGS=no_unique_key: the tests have to catch each
 	@$(BIN)/python -m tests.planted $(BUGS)

@@ -1,0 +1,144 @@
+"""`python -m tests.year`: the year, its summary, and what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+
+# Read when grpc is imported: the program forks only to start others, and grpc would complain of it.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
+import asyncio
+import random
+import sys
+import time
+import traceback
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from tests.suite.running import RunningSuite
+from tests.year.checks.all import wrong_with
+from tests.year.days import Plan, Year
+from tests.year.evidence import gather
+from tests.year.place import Place, place_in, running_suite
+from tests.year.tally import Tally
+
+OURS = (
+    "LEDGER_",
+    "SUBSCRIPTIONS_",
+    "WEBHOOKS_",
+    "SCHEDULER_",
+    "SANDBOX_",
+    "RAZORPAY_",
+    "BILLING_",
+    "OPERATOR_",
+)
+SHOWN_MAX = 40
+
+
+def main() -> int:
+    """0 when the year ended as it must."""
+    for name in [name for name in os.environ if name.startswith(OURS) or name == "DATABASE_URL"]:
+        del os.environ[name]
+    plan = Plan(
+        tenants=_number("TENANTS", 100),
+        days=_number("DAYS", 365),
+        seed=_number("SEED", random.randrange(1, 10**6)),
+        kills=_number("KILLS", 2),
+    )
+    console = Console()
+    repeat = f"make year TENANTS={plan.tenants} DAYS={plan.days} SEED={plan.seed} KILLS={plan.kills}"
+    console.print(
+        f"{plan.tenants} tenants, {plan.days} days, seed {plan.seed}; again: [bold]{repeat}[/]",
+        highlight=False,
+    )
+    began = time.monotonic()
+    try:
+        with running_suite() as suite:
+            wrong, tally = asyncio.run(_live(suite, plan, console))
+    except Exception:
+        traceback.print_exc()
+        console.print(f"[red]✗ The year broke off.[/] Again: {repeat}", highlight=False)
+        return 1
+    _summary(console, tally)
+    for each in wrong[:SHOWN_MAX]:
+        console.print(f"[red]✗[/] {each}", highlight=False, markup=True)
+    if wrong:
+        more = f" ({len(wrong) - SHOWN_MAX} more)" if len(wrong) > SHOWN_MAX else ""
+        console.print(f"[red]{len(wrong)} things are wrong{more}.[/] Again: {repeat}", highlight=False)
+        return 1
+    console.print(
+        f"[green]✓[/] Everything is as it must be, after {time.monotonic() - began:.0f} s.", highlight=False
+    )
+    return 0
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name) or str(default)
+    if not value.isdigit():
+        sys.exit(f"{name}={value}: it must be a whole number")
+    return int(value)
+
+
+async def _live(suite: RunningSuite, plan: Plan, console: Console) -> tuple[list[str], Tally]:
+    async with place_in(suite) as place:
+        with _bar(console) as bar:
+            task = bar.add_task("days", total=plan.days)
+            year = Year(place, plan, progress=lambda day: _advance(console, bar, task, place, day))
+            told = await year.run()
+        wrong = wrong_with(await gather(place, told))
+    return wrong, place.tally
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _advance(console: Console, bar: Progress, task: object, place: Place, day: int) -> None:
+    bar.update(task, completed=day, description=f"{place.now():%d %b %Y}")  # type: ignore[arg-type]
+    if not console.is_terminal and day % 30 == 0:
+        console.print(f"day {day}: {place.now():%d %b %Y}", highlight=False)
+
+
+def _summary(console: Console, tally: Tally) -> None:
+    table = Table(title="What happened", title_justify="left")
+    for column in ("what", "answered", "refused", "repeated", "seconds"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for name in sorted({*tally.answers, *(name for name, _ in tally.refusals), *tally.spent_seconds}):
+        refused = sum(number for (whose, _), number in tally.refusals.items() if whose == name)
+        table.add_row(
+            name,
+            str(tally.answers[name]),
+            str(refused),
+            str(tally.repeats[name]),
+            f"{tally.spent_seconds.get(name, 0):.1f}",
+        )
+    console.print(table)
+    reasons = sorted(tally.refusals.items(), key=lambda item: -item[1])
+    console.print(
+        "Refusals: " + ", ".join(f"{whose} {why} {number}" for (whose, why), number in reasons),
+        highlight=False,
+    )
+    acts = ", ".join(f"{name} {number}" for name, number in sorted(tally.acts.items()))
+    console.print(f"Acts: {acts}", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

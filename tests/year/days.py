@@ -1,0 +1,150 @@
+"""The year itself: the clock is moved a day, the provider charges, jobs run, tenants do what they do."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from tests.year.checks.daily import two_live_subscriptions
+from tests.year.customer import Customer
+from tests.year.place import Place
+
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+AT_ONCE = 6
+DAILY = ("reconcile", "settle_expired", "grant_due_credits", "escalation", "addon_renewals")
+WEEKLY = ("sync_provider", "audit_integrity", "cleanup", "webhook_health")
+QUIET_DAYS = 3
+SETTLING_ROUNDS = 8
+OPEN_TASKS = (
+    "SELECT count(*) AS tasks FROM subscriptions.billing_reconciliation_queue WHERE completed_at IS NULL"
+)
+# What goes wrong at the provider, on which calls. A dropped answer is one to work that was done.
+FAULTS: tuple[dict[str, Any], ...] = (
+    {"kind": "status", "status": 502, "times": 2},
+    {"kind": "status", "status": 500, "times": 1},
+    {"kind": "status", "status": 429, "times": 3},
+    {"kind": "drop", "method": "POST", "path": "/v1/subscriptions"},
+    {"kind": "drop", "method": "POST", "path": "/v1/orders"},
+    {"kind": "drop", "method": "POST", "path": "/v1/payments"},
+    {"kind": "drop", "times": 2},
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, how many, how wild; the same plan draws the same year."""
+
+    tenants: int = 100
+    days: int = 365
+    seed: int = 1
+    activity: float = 0.25
+    kills: int = 2
+
+
+@dataclass
+class Told:
+    """What the last jobs answered, for the end."""
+
+    sync: dict[str, Any] = field(default_factory=dict)
+    audit: dict[str, Any] = field(default_factory=dict)
+    trouble: list[str] = field(default_factory=list)
+
+
+class Year:
+    """One run of a plan in a place."""
+
+    def __init__(
+        self, place: Place, plan: Plan, *, progress: Callable[[int], None] = lambda _day: None
+    ) -> None:
+        self.place = place
+        self.plan = plan
+        self.rng = random.Random(f"{plan.seed}:days")
+        self.customers = [Customer(place, number, plan.seed) for number in range(plan.tenants)]
+        self.told = Told()
+        self._progress = progress
+        self._few = asyncio.Semaphore(AT_ONCE)
+        middle = range(plan.days // 8, max(plan.days - 7, plan.days // 8 + 1))
+        self._kill_days = set(self.rng.sample(middle, min(plan.kills, len(middle))))
+        self._doubled: set[str] = set()
+
+    async def run(self) -> Told:
+        """Every day, then some quiet ones, until nothing is owed any more."""
+        await self.place.stop_the_schedule()
+        for day in range(self.plan.days):
+            await self._day(day)
+            self._progress(day + 1)
+        await self._settle()
+        return self.told
+
+    async def _day(self, day: int) -> None:
+        place = self.place
+        place.move(DAY)
+        was_deaf, deaf = place.deaf, self.rng.random() < 0.04
+        if deaf != was_deaf:
+            await place.lose_webhooks(deaf)
+        if self.rng.random() < 0.15:
+            await place.control("POST", "faults", self.rng.choice(FAULTS))
+        await place.tick(**self._manners())
+        await place.drain()
+        if day in self._kill_days:
+            place.suite.kill("subscriptions")
+        await self._run_jobs(day, after_deaf=was_deaf and not deaf)
+        await asyncio.gather(*(self._let(customer, day) for customer in self.customers))
+        await place.control("DELETE", "faults")
+        await place.drain()
+        if day % 7 == 0:
+            await self._look_for_doubles(day)
+
+    async def _let(self, customer: Customer, day: int) -> None:
+        async with self._few:
+            await customer.day(day, self.plan.activity)
+
+    async def _run_jobs(self, day: int, *, after_deaf: bool) -> None:
+        await self.place.run_jobs(*DAILY)
+        if day % 7 == 6:
+            await self.place.run_jobs(*WEEKLY)
+        elif after_deaf:
+            await self.place.run_job("sync_provider")
+
+    def _manners(self) -> dict[str, Any]:
+        if self.rng.random() > 0.3:
+            return {}
+        return {
+            "duplicates": self.rng.choice((0, 1)),
+            "shuffle": self.rng.random() < 0.7,
+            "seed": self.rng.randrange(10**6),
+        }
+
+    async def _look_for_doubles(self, day: int) -> None:
+        """Two paid subscriptions of one tenant may overlap while a cancellation is owed, never for a week."""
+        doubled = await two_live_subscriptions(self.place)
+        for tenant in doubled & self._doubled:
+            self.told.trouble.append(f"{tenant} had two live subscriptions for a week before day {day}")
+        self._doubled = doubled
+
+    async def _settle(self) -> None:
+        """Everything late arrives, disputes end, and what is owed is paid."""
+        place = self.place
+        await place.lose_webhooks(False)
+        for customer in self.customers:
+            await customer.receive_late(all_of_it=True)
+            while customer.disputes:
+                await customer.settle_dispute()
+        for _ in range(QUIET_DAYS):
+            place.move(DAY)
+            await place.tick()
+            await place.drain()
+            await place.run_jobs(*DAILY, "deliver_webhooks", "sync_provider")
+        for _ in range(SETTLING_ROUNDS):
+            (owed,) = await place.rows(OPEN_TASKS)
+            if not owed["tasks"]:
+                break
+            place.move(HOUR * 6)
+            await place.run_job("reconcile")
+            await place.drain()
+        self.told.sync = await place.run_job("sync_provider")
+        self.told.audit = await place.run_job("audit_integrity")
