@@ -5,9 +5,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from services.subscriptions.rules.events import (
+    ProviderDispute,
     ProviderInvoice,
     ProviderOrder,
     ProviderPayment,
+    ProviderRefund,
     ProviderSubscription,
 )
 
@@ -72,6 +74,31 @@ def invoice(entity: Entity) -> ProviderInvoice:
         status=_text(entity, "status"),
         billing_start=_moment(entity, "billing_start"),
         billing_end=_moment(entity, "billing_end"),
+    )
+
+
+def refund(entity: Entity) -> ProviderRefund:
+    """A refund."""
+    return ProviderRefund(
+        id=_text(entity, "id"),
+        payment_id=_text(entity, "payment_id"),
+        amount_paise=_count(entity, "amount"),
+        currency=_text(entity, "currency").upper(),
+        status=_text(entity, "status"),
+        notes=_notes(entity),
+    )
+
+
+def dispute(entity: Entity) -> ProviderDispute:
+    """A dispute."""
+    return ProviderDispute(
+        id=_text(entity, "id"),
+        payment_id=_text(entity, "payment_id"),
+        amount_paise=_count(entity, "amount"),
+        amount_deducted_paise=_count(entity, "amount_deducted"),
+        currency=_text(entity, "currency").upper(),
+        status=_text(entity, "status"),
+        phase=_text(entity, "phase"),
     )
 
 

@@ -15,6 +15,7 @@ from billing.ledger.v1 import (
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.subscriptions.rules.entitlements import Limit, ServiceEntitlement
+from services.subscriptions.rules.findings import Held, Lot
 
 BUCKETS = {"subscription": types_pb2.BUCKET_SUBSCRIPTION, "permanent": types_pb2.BUCKET_PERMANENT}
 _KINDS = {"hard": types_pb2.LIMIT_KIND_HARD, "soft": types_pb2.LIMIT_KIND_SOFT}
@@ -32,24 +33,6 @@ class Wallet:
     subscription: int
     permanent: int
     next_expiry_at: datetime | None
-
-
-@dataclass(frozen=True)
-class Lot:
-    """Credits that a grant created, as the ledger holds them."""
-
-    reference_id: str
-    granted: int
-    created_at: datetime
-
-
-@dataclass(frozen=True)
-class Held:
-    """A tenant's limits as the ledger holds them."""
-
-    version: int
-    plan_code: str
-    services: tuple[ServiceEntitlement, ...]
 
 
 class Ledger:
@@ -203,7 +186,7 @@ def _entitled(service: types_pb2.ServiceEntitlement) -> ServiceEntitlement:
         tuple(
             Limit(
                 limit.key,
-                None if limit.WhichOneof("limit") == "unlimited" else limit.value,
+                None if limit.unlimited else limit.value,
                 kinds.get(limit.kind, "hard"),
                 limit.grace_seconds,
                 limit.addon,

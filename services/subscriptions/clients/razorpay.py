@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import count
 from typing import Any
 
 import certifi
@@ -16,9 +17,11 @@ from services.subscriptions.clients.session import ApiError, NoAnswer, Session
 from services.subscriptions.errors import ProviderNotConfigured, ProviderRefused, ProviderUnavailable
 from services.subscriptions.rules.events import (
     TERMINAL,
+    ProviderDispute,
     ProviderInvoice,
     ProviderOrder,
     ProviderPayment,
+    ProviderRefund,
     ProviderSubscription,
 )
 from shared.database import assert_no_transaction
@@ -173,10 +176,38 @@ class Razorpay:
         """The provider's own word on a payment."""
         return entities.payment(await self._call(self._sdk.payment.fetch, _valid(payment_id)))
 
+    async def list_subscriptions(self, since: datetime, until: datetime) -> list[ProviderSubscription]:
+        """Subscriptions created between two moments; very new ones may not be listed yet."""
+        found = self._pages(self._sdk.subscription.all, _created(since, until), pages_max=None)
+        return [entities.subscription(entity) async for entity in found]
+
+    async def list_refunds(self, since: datetime, until: datetime) -> list[ProviderRefund]:
+        """Refunds created between two moments, of any payment; very new ones may not be listed yet."""
+        found = self._pages(self._sdk.refund.all, _created(since, until), pages_max=None)
+        return [entities.refund(entity) async for entity in found]
+
+    async def list_disputes(self, since: datetime, until: datetime) -> list[ProviderDispute]:
+        """Disputes opened between two moments, of any payment; very new ones may not be listed yet."""
+        found = self._pages(self._sdk.dispute.all, _created(since, until), pages_max=None)
+        return [entities.dispute(entity) async for entity in found]
+
+    async def list_order_payments(self, order_id: str) -> list[ProviderPayment]:
+        """Every attempt to pay an order."""
+        answer = await self._call(self._sdk.order.payments, _valid(order_id))
+        return [entities.payment(entity) for entity in answer.get("items", [])]
+
+    async def fetch_refund(self, refund_id: str) -> ProviderRefund:
+        """The provider's own word on a refund."""
+        return entities.refund(await self._call(self._sdk.refund.fetch, _valid(refund_id)))
+
+    async def fetch_dispute(self, dispute_id: str) -> ProviderDispute:
+        """The provider's own word on a dispute."""
+        return entities.dispute(await self._call(self._sdk.dispute.fetch, _valid(dispute_id)))
+
     async def _pages(
-        self, method: Callable[..., Any], query: Mapping[str, Any]
+        self, method: Callable[..., Any], query: Mapping[str, Any], *, pages_max: int | None = PAGES_MAX
     ) -> AsyncIterator[Mapping[str, Any]]:
-        for page in range(PAGES_MAX):
+        for page in count() if pages_max is None else range(pages_max):
             answer = await self._call(method, {**query, "count": PAGE, "skip": page * PAGE})
             items = answer.get("items", [])
             for item in items:
@@ -202,6 +233,10 @@ class Razorpay:
             raise ProviderUnavailable(f"the provider answered {error.status}") from error
         except NoAnswer as error:
             raise ProviderUnavailable(f"the provider did not answer: {error}") from error
+
+
+def _created(since: datetime, until: datetime) -> dict[str, Any]:
+    return {"from": int(since.timestamp()), "to": int(until.timestamp())}
 
 
 def _valid(entity_id: Any) -> str:
