@@ -189,7 +189,6 @@ async def test_4_4_a_plan_changed_by_hand_moves_no_limits_until_they_are_rebuilt
     assert operator.run("runbook_4_1_subscription", TENANT_ID=tenant).row == row
 
 
-@staging.later("the audit of subscriptions (AuditSubscriptions)")
 async def test_4_4_the_audit_reports_the_drift_until_then(
     room: Room, operator: Operator, tenant: str
 ) -> None:

@@ -313,7 +313,6 @@ async def test_2c_cleared_while_the_provider_still_has_it_stays_cleared(
     assert not (await room.current(tenant)).HasField("pending_change")
 
 
-@staging.later("the audit of subscriptions (AuditSubscriptions)")
 async def test_2c_an_upgrade_pending_for_three_days_is_found(
     room: Room, operator: Operator, write_as: WriteAs, tenant: str
 ) -> None:

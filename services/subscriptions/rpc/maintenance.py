@@ -2,9 +2,12 @@
 
 from billing.subscriptions.v1 import subscriptions_maintenance_pb2_grpc as pb_grpc
 
+from services.subscriptions.rpc.audit import Audits
 from services.subscriptions.rpc.due import DueDates
 from services.subscriptions.rpc.upkeep import Upkeep
 
 
-class SubscriptionsMaintenanceService(DueDates, Upkeep, pb_grpc.SubscriptionsMaintenanceServiceServicer):
+class SubscriptionsMaintenanceService(
+    Audits, DueDates, Upkeep, pb_grpc.SubscriptionsMaintenanceServiceServicer
+):
     """What time makes due."""
