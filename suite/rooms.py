@@ -16,6 +16,8 @@ PASSED_TO_ALL = (
     *("BILLING_DATA_DIR", "BILLING_TEST_CLOCK", "LOG_LEVEL", "REFLECTION"),
 )
 ALERTS = ("BILLING_ALERT_WEBHOOK_URL", "BILLING_NOTIFICATION_WEBHOOK_URL")
+# What a deployment decides for itself, and how its notices are signed.
+OF_SUBSCRIPTIONS = ("BILLING_UPGRADE_", "BILLING_SUPPLIER_", "BILLING_PAST_DUE_", "BILLING_NOTIFICATION_")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class World:
     def environment(self, program: Program) -> dict[str, str]:
         """The whole environment of a program: what is not named here does not reach it."""
         own = (f"{program.name.upper()}_", *(("RAZORPAY_",) if program.knows_provider else ()))
+        own += OF_SUBSCRIPTIONS if program.name == "subscriptions" else ()
         passed = {
             name: value
             for name, value in os.environ.items()

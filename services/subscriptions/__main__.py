@@ -11,6 +11,7 @@ from services.subscriptions import SCHEMA
 from services.subscriptions.actions.reconciliation import Reconciler
 from services.subscriptions.catalogue import apply_file
 from services.subscriptions.clients.ledger import Ledger
+from services.subscriptions.clients.notices import NoticeSink
 from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.config import SubscriptionsSettings
 from services.subscriptions.rpc.doors import doors
@@ -40,11 +41,20 @@ async def run(settings: SubscriptionsSettings) -> None:
         room=ROOM,
         listen=settings.subscriptions_listen,
         settings=settings,
-        doors=doors(Room(engine, ledger, razorpay, reconciler, mode, clock.now, settings.policy)),
+        doors=doors(
+            Room(
+                engine, ledger, razorpay, reconciler, mode, clock.now, settings.policy, _notice_sink(settings)
+            )
+        ),
         background=[reconciler.take_over],
         probe=lambda: database.ping(engine),
         on_stop=close,
     )
+
+
+def _notice_sink(settings: SubscriptionsSettings) -> NoticeSink | None:
+    url = settings.billing_notification_webhook_url.get_secret_value()
+    return NoticeSink(url, settings.billing_notification_secret.get_secret_value()) if url else None
 
 
 def _engine(settings: SubscriptionsSettings) -> AsyncEngine:

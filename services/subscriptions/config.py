@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
-from services.subscriptions.rules.policy import Policy, Supplier
+from services.subscriptions.rules.policy import LADDER, Policy, Step, Supplier
 from shared.config import RoomSettings
 
 
@@ -37,12 +37,42 @@ class SubscriptionsSettings(RoomSettings):
     )
     billing_supplier_address: str = Field(default="", description="its address, in one line")
 
+    # Without it notices to tenants are recorded and stay owed. Who knows the URL could pass for us, hence the secret.
+    billing_notification_webhook_url: SecretStr = Field(
+        default=SecretStr(""), description="where notices to tenants are posted"
+    )
+    billing_notification_secret: SecretStr = Field(default=SecretStr(""), description="signs these posts")
+    billing_past_due_days: str = Field(
+        default="1,3,7,14",
+        pattern=r"^[0-9]{1,3},[0-9]{1,3},[0-9]{1,3},[0-9]{1,3}$",
+        description="days after a failed charge: three reminders, then free",
+    )
+
+    @field_validator("billing_notification_webhook_url")
+    @classmethod
+    def _is_web_address(cls, url: SecretStr) -> SecretStr:
+        if url.get_secret_value() and not url.get_secret_value().startswith(("http://", "https://")):
+            raise ValueError("must be an http:// or https:// address, or empty")
+        return url
+
+    @field_validator("billing_past_due_days")
+    @classmethod
+    def _is_ascending(cls, days: str) -> str:
+        numbers = [int(day) for day in days.split(",")]
+        if numbers != sorted(set(numbers)):
+            raise ValueError("must be four days, each later than the one before")
+        return days
+
     @property
     def policy(self) -> Policy:
         """What this deployment decided."""
         return Policy(
             upgrade_refund=self.billing_upgrade_refund,
             upgrade_credits=self.billing_upgrade_credits,
+            ladder=tuple(
+                Step(int(day), step.kind)
+                for day, step in zip(self.billing_past_due_days.split(","), LADDER, strict=True)
+            ),
             supplier=Supplier(
                 name=self.billing_supplier_name,
                 gstin=self.billing_supplier_gstin,

@@ -11,6 +11,7 @@ from services.subscriptions.errors import UnknownTenant
 from services.subscriptions.rules.alerts import Alert, alerts
 from services.subscriptions.rules.entitlements import ServiceEntitlement
 from services.subscriptions.rules.lifecycle import Subscription
+from services.subscriptions.rules.policy import Policy
 from services.subscriptions.store import catalog as catalog_store
 from services.subscriptions.store import subscriptions as store
 from shared import logs
@@ -32,7 +33,9 @@ class Current:
     alerts: list[Alert]
 
 
-async def get_current(engine: AsyncEngine, ledger: Ledger, *, tenant_id: str, now: datetime) -> Current:
+async def get_current(
+    engine: AsyncEngine, ledger: Ledger, policy: Policy, *, tenant_id: str, now: datetime
+) -> Current:
     """Everything that a billing page shows; a silent ledger leaves its part out and fails nothing."""
     async with transaction(engine) as db:
         row = await store.find_subscription(db, tenant_id)
@@ -49,7 +52,7 @@ async def get_current(engine: AsyncEngine, ledger: Ledger, *, tenant_id: str, no
         services=services,
         wallet=wallet,
         usage=usage,
-        alerts=alerts(row, services, usage, paused_addons, now),
+        alerts=alerts(row, services, usage, paused_addons, now, policy.ladder),
     )
 
 

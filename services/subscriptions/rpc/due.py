@@ -7,9 +7,14 @@ from collections.abc import Iterable, Sequence
 from billing.maintenance.v1 import alert_pb2
 from billing.subscriptions.v1 import subscriptions_maintenance_pb2 as pb
 
-from services.subscriptions.actions import due_credits
+from services.subscriptions.actions import due_credits, escalation
+from services.subscriptions.actions.escalation import Taken
+from services.subscriptions.actions.notices import count_stuck, deliver_notices
+from services.subscriptions.rpc import messages
 from services.subscriptions.rpc.messages import Context
 from services.subscriptions.rpc.room import Desk
+from services.subscriptions.rules.ladder import DOWNGRADE
+from services.subscriptions.rules.notices import ATTEMPTS_EAGER
 
 AT_ONCE = 8
 # Paying at once is a courtesy: what is left is due, and the reconcile job finds it.
@@ -35,6 +40,30 @@ class DueDates(Desk):
             still_due=run.still_due,
         )
 
+    async def EscalatePastDue(
+        self, request: pb.EscalatePastDueRequest, context: Context
+    ) -> pb.EscalatePastDueResponse:
+        room = self._room
+        run = await escalation.escalate_past_due(
+            room.engine, room.ledger, room.policy, now=room.clock(), dry_run=request.dry_run
+        )
+        answer = pb.EscalatePastDueResponse(
+            past_due=run.past_due,
+            reminders=sum(step.kind != DOWNGRADE and not step.skipped for step in run.steps),
+            auto_downgraded=len(run.downgraded),
+            steps=[_step(step) for step in run.steps],
+            trials_ending=run.trials_ending,
+        )
+        if request.dry_run:
+            return answer
+        await self._pay(step.tenant_id for step in run.downgraded)
+        answer.notices_sent = await deliver_notices(room.engine, room.notices, now=room.clock())
+        stuck = await count_stuck(room.engine) if room.notices is not None else 0
+        answer.alerts.extend([_downgraded(step) for step in run.downgraded])
+        answer.alerts.extend(_failures("escalation_failed", "Past-due steps were not taken", run.failed))
+        answer.alerts.extend(_stuck(stuck))
+        return answer
+
     async def _pay(self, tenants: Iterable[str]) -> None:
         """Pay what these tenants are owed, a few at a time, while there is time."""
         left, ends_at = iter(dict.fromkeys(tenants)), time.monotonic() + PAYING_SECONDS
@@ -46,6 +75,45 @@ class DueDates(Desk):
                 await self._room.reconciler.attempt(tenant_id)
 
         await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+
+
+def _step(step: Taken) -> pb.EscalationStep:
+    return pb.EscalationStep(
+        tenant_id=step.tenant_id,
+        kind=step.kind,
+        past_due_since_at=messages.timestamp(step.past_due_since),
+        skipped=step.skipped,
+        cycle_ref=step.cycle_ref,
+    )
+
+
+def _downgraded(step: Taken) -> alert_pb2.Alert:
+    evidence = {"past_due_since": step.past_due_since.isoformat(), "cycle_ref": step.cycle_ref}
+    for over in step.over_limit or ():
+        evidence[f"over_limit.{over.path}"] = f"{over.used} of {over.allowed}"
+    if step.over_limit is None:
+        evidence["over_limit"] = "unknown: the ledger did not answer"
+    return alert_pb2.Alert(
+        key=f"subscriptions.auto_downgraded:{step.tenant_id}",
+        severity=alert_pb2.ALERT_SEVERITY_CRITICAL,
+        title="A tenant who did not pay was put on free"
+        + (" and uses more than it allows" if step.over_limit else ""),
+        tenant_id=step.tenant_id,
+        evidence=evidence,
+    )
+
+
+def _stuck(count: int) -> list[alert_pb2.Alert]:
+    if not count:
+        return []
+    return [
+        alert_pb2.Alert(
+            key="subscriptions.notices_undelivered",
+            severity=alert_pb2.ALERT_SEVERITY_WARNING,
+            title=f"{count} notices to tenants did not arrive in {ATTEMPTS_EAGER} attempts",
+            evidence={"count": str(count)},
+        )
+    ]
 
 
 def _failures(condition: str, title: str, tenants: Sequence[str]) -> list[alert_pb2.Alert]:

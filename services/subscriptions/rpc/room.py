@@ -6,6 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.subscriptions.actions.reconciliation import Reconciler
 from services.subscriptions.clients.ledger import Ledger
+from services.subscriptions.clients.notices import NoticeSink
 from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.rules.policy import Policy
 from shared.clock import Clock
@@ -22,6 +23,8 @@ class Room:
     mode: str
     clock: Clock
     policy: Policy
+    # None: notices stay owed.
+    notices: NoticeSink | None = None
 
 
 class Desk:

@@ -37,8 +37,9 @@ class Tenants(Desk):
         )
 
     async def GetCurrent(self, request: pb.GetCurrentRequest, context: Context) -> pb.GetCurrentResponse:
+        room = self._room
         found = await current.get_current(
-            self._room.engine, self._room.ledger, tenant_id=request.tenant_id, now=self._room.clock()
+            room.engine, room.ledger, room.policy, tenant_id=request.tenant_id, now=room.clock()
         )
         return _current(found)
 
@@ -107,6 +108,5 @@ def pending_change(row: Subscription) -> pb.PendingChange:
         cycle=messages.CYCLES[row.pending_billing_cycle],
         subscription_id=row.pending_razorpay_subscription_id or "",
         since_at=messages.timestamp(row.pending_since),
-        # An upgrade waits for its payment, everything else for the end of the period.
-        effective_at=(None if row.pending_kind == "upgrade" else messages.timestamp(row.current_period_end)),
+        effective_at=messages.timestamp(row.pending_effective_at),
     )

@@ -106,7 +106,7 @@ def due_months(
             continue
         credits = year.credits
         if prorated and replaced_at is not None and month.start < replaced_at < month.end:
-            credits = credits * (replaced_at - month.start) // (month.end - month.start)
+            credits = credits * _whole(replaced_at - month.start) // _whole(month.end - month.start)
         if credits:
             grants.append(_grant(year, month, credits, now))
     return grants
@@ -154,3 +154,7 @@ def _grant(year: DrippingYear, month: Month, credits: int, now: datetime) -> Gra
 def _length(year: DrippingYear, month: Month) -> timedelta:
     # A period shorter than twelve months leaves nothing to its last ones, and their credits are owed all the same.
     return (month.end - month.start) or add_months(year.period_start, 1) - year.period_start
+
+
+def _whole(span: timedelta) -> int:
+    return span // timedelta(microseconds=1)
