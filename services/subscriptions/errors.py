@@ -160,3 +160,7 @@ class LedgerUnavailable(Unavailable):
     """What the ledger did is unknown: ask again with the same key."""
 
     reason = "LEDGER_UNAVAILABLE"
+
+
+class ProviderBusy(ProviderUnavailable):
+    """The provider did nothing: it was not reached, or asked to be left alone for a while."""

@@ -1,6 +1,7 @@
 """The room's decisions without its database: what ApplyPaymentEvent does, on plain values."""
 
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 
 from services.subscriptions.rules import entitlements, funding, lifecycle
 from services.subscriptions.rules.entitlements import ServiceEntitlement
@@ -53,7 +54,7 @@ class World:
             self.grant_tasks += 1
         if decision.subscription is not None:
             self.known[decision.subscription.id] = decision.subscription
-            standing = lifecycle.derive(self.row, list(self.known.values()))
+            standing = lifecycle.derive(self.row, list(self.known.values()), START + timedelta(days=40))
             self.row = standing.row
             self.cancelled |= {each.id for each in standing.to_cancel}
             self.services = entitlements.build(CATALOG, self.row.entitling_plan_id, [], [], START)

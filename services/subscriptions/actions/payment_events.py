@@ -1,17 +1,21 @@
 """ApplyPaymentEvent: a provider's word becomes state, credits owed and entitlements, in one transaction."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from services.subscriptions.actions import standing
-from services.subscriptions.errors import IdempotencyKeyReused
+from services.subscriptions.actions import claims, standing
+from services.subscriptions.actions.invoices import issue_tax_invoice
+from services.subscriptions.errors import Conflict, IdempotencyKeyReused
 from services.subscriptions.rules import funding, tasks
+from services.subscriptions.rules import purchases as purchase_rules
 from services.subscriptions.rules.events import PaymentEvent
 from services.subscriptions.rules.fence import KnownSubscription
-from services.subscriptions.rules.funding import Decision, Finding, Situation
+from services.subscriptions.rules.funding import Decision, Finding, Payment, Refund, Situation
+from services.subscriptions.rules.lifecycle import Subscription
+from services.subscriptions.rules.policy import Policy
 from services.subscriptions.rules.purchases import (
     Intent,
     PackPurchase,
@@ -20,10 +24,11 @@ from services.subscriptions.rules.purchases import (
 )
 from services.subscriptions.store import catalog as catalog_store
 from services.subscriptions.store import events as store
-from services.subscriptions.store import purchases
+from services.subscriptions.store import money, purchases
 from services.subscriptions.store import subscriptions as subscription_store
 from services.subscriptions.store import tasks as task_store
 from shared.database import lost_race, transaction
+from shared.ids import new_id
 from shared.ops import store as ops
 
 
@@ -48,32 +53,43 @@ class _Subject:
 
 
 async def apply_payment_event(
-    engine: AsyncEngine, event: PaymentEvent, *, idempotency_key: str, mode: str, now: datetime
+    engine: AsyncEngine,
+    event: PaymentEvent,
+    *,
+    idempotency_key: str,
+    mode: str,
+    now: datetime,
+    policy: Policy,
 ) -> Applied:
     """Apply one event once; two at the same time are one."""
     try:
         async with transaction(engine) as db:
-            return await apply_event(db, event, idempotency_key=idempotency_key, mode=mode, now=now)
+            return await apply_event(
+                db, event, idempotency_key=idempotency_key, mode=mode, now=now, policy=policy
+            )
     except IntegrityError as error:
         if not any(lost_race(error, constraint) for constraint in store.DECIDED_ONCE):
             raise
     async with transaction(engine) as db:
-        return await apply_event(db, event, idempotency_key=idempotency_key, mode=mode, now=now)
+        return await apply_event(
+            db, event, idempotency_key=idempotency_key, mode=mode, now=now, policy=policy
+        )
 
 
 async def apply_event(
-    db: AsyncConnection, event: PaymentEvent, *, idempotency_key: str, mode: str, now: datetime
+    db: AsyncConnection,
+    event: PaymentEvent,
+    *,
+    idempotency_key: str,
+    mode: str,
+    now: datetime,
+    policy: Policy,
 ) -> Applied:
     """Decide an event under its tenant's lock, and write what follows; every delivery leaves a row.
 
     What we looked up ourselves leaves none: it would hide that the webhooks fell silent.
     """
-    subject = await _subject(db, event)
-    row = None
-    if subject.tenant_id is not None:
-        row = await subscription_store.lock_subscription(db, subject.tenant_id)
-        # Whoever held the lock before us may have moved what we looked at.
-        subject = await _subject(db, event)
+    subject, row = await _lock(db, event)
     decided = None if event.looked_up else await store.find_decided(db, event, idempotency_key)
     if decided is not None:
         reason, tenant_id, body_sha256 = decided
@@ -84,15 +100,21 @@ async def apply_event(
         return Applied("duplicate", reason, tenant_id)
     decision = funding.decide(event, await _situation(db, event, subject, mode))
     await _write(db, event, decision, subject, now)
-    if row is not None and decision.subscription is not None:
+    if row is not None and (decision.subscription is not None or decision.payment is not None):
+        begun = None
+        if subject.intent is not None and decision.subscription is not None:
+            begun = purchase_rules.begun(row, subject.intent, decision.subscription.id)
         await standing.settle(
             db,
             row,
             now,
+            policy,
+            changed=begun,
             actor_type="provider",
             actor_id=event.provider,
             reason=f"{event.event_type} {event.event_id}".strip(),
         )
+    await _write_documents(db, event, decision, now, policy)
     if not event.looked_up:
         await store.insert_decided(
             db,
@@ -103,6 +125,29 @@ async def apply_event(
             processed_at=now,
         )
     return Applied(decision.outcome, decision.reason, subject.tenant_id)
+
+
+async def _lock(db: AsyncConnection, event: PaymentEvent) -> tuple[_Subject, Subscription | None]:
+    """Hold the tenant that an event is about, then the payment: always in this order."""
+    subject, row = await _subject(db, event), None
+    if subject.tenant_id is not None:
+        row = await subscription_store.lock_subscription(db, subject.tenant_id)
+    for payment_id in _payments_of(event):
+        await money.lock_payment(db, payment_id)
+    # Whoever held a lock before us may have moved what we looked at.
+    again = await _subject(db, event)
+    if again.tenant_id is not None and row is None:
+        raise Conflict("the payment of this event was just told: repeat with the same key")
+    return again, row
+
+
+def _payments_of(event: PaymentEvent) -> list[str]:
+    told = {
+        event.payment.id if event.payment else "",
+        event.refund.payment_id if event.refund else "",
+        event.dispute.payment_id if event.dispute else "",
+    }
+    return sorted(told - {""})
 
 
 async def _subject(db: AsyncConnection, event: PaymentEvent) -> _Subject:
@@ -164,10 +209,20 @@ async def _purchase(db: AsyncConnection, event: PaymentEvent) -> PackPurchase | 
 
 
 async def _situation(db: AsyncConnection, event: PaymentEvent, subject: _Subject, mode: str) -> Situation:
-    plan = None
+    plan = refund = dispute = None
     if subject.known is not None:
         catalog = await catalog_store.read_catalog(db, with_retired=True)
         plan = catalog.plans[subject.known.plan_id]
+    if event.refund is not None:
+        refund = await money.find_refund(
+            db,
+            provider_refund_id=event.refund.id,
+            refund_id=event.refund.notes.get("refund_id", ""),
+            payment_id=event.refund.payment_id,
+            amount_paise=event.refund.amount_paise,
+        )
+    if event.dispute is not None:
+        dispute = await money.find_dispute(db, event.dispute.id)
     payment_id = event.payment.id if event.payment else None
     return Situation(
         mode=mode,
@@ -176,6 +231,8 @@ async def _situation(db: AsyncConnection, event: PaymentEvent, subject: _Subject
         plan=plan,
         purchase=subject.purchase,
         payment_known=bool(payment_id and await store.find_payment_tenant(db, payment_id)),
+        refund=refund,
+        dispute=dispute,
     )
 
 
@@ -197,10 +254,51 @@ async def _write(
         owed.append(tasks.grant_credits(decision.grant))
     if decision.fetch and subject.known is not None and not event.looked_up:
         owed.append(tasks.fetch_and_apply(subject.known, event.body_sha256[:16]))
+    if decision.refund is not None:
+        await _write_refund(db, decision.refund, subject.tenant_id, now)
+    if decision.dispute is not None:
+        await money.save_dispute(db, decision.dispute, subject.tenant_id)
     if decision.finding is not None:
         await _open_finding(db, decision.finding, subject.tenant_id)
     for task in owed:
         await task_store.insert_task(db, task, now)
+
+
+async def _write_refund(db: AsyncConnection, refund: Refund, tenant_id: str | None, now: datetime) -> None:
+    if refund.id:
+        await money.save_refund(db, refund, now=now)
+        return
+    await money.insert_refund(
+        db,
+        replace(refund, id=new_id("rfd")),
+        tenant_id=tenant_id,
+        reason="begun at the provider",
+        actor="razorpay",
+        processed_at=now if refund.status == "processed" else None,
+    )
+
+
+async def _write_documents(
+    db: AsyncConnection, event: PaymentEvent, decision: Decision, now: datetime, policy: Policy
+) -> None:
+    """Invoices last: their numbers make everybody wait for the end of this transaction."""
+    if decision.payment is not None:
+        description = decision.grant.description if decision.grant else _described(decision.payment)
+        await issue_tax_invoice(db, policy.supplier, decision.payment, description=description, now=now)
+        await claims.settle_claims(db, decision.payment.id, now, policy)
+    if decision.refund is not None:
+        await claims.settle_claims(db, decision.refund.payment_id, now, policy)
+    if decision.dispute is not None:
+        dispute = decision.dispute
+        if dispute.status == "won":
+            tenant_id = await store.find_payment_tenant(db, dispute.payment_id)
+            if tenant_id is not None:
+                await claims.restore_claims(db, tenant_id, dispute.id, now)
+        await claims.settle_claims(db, dispute.payment_id, now, policy)
+
+
+def _described(payment: Payment) -> str:
+    return f"{payment.plan_id}, {payment.billing_cycle}"
 
 
 async def _open_finding(db: AsyncConnection, finding: Finding, tenant_id: str | None) -> None:

@@ -6,16 +6,14 @@ import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.subscriptions.actions.payment_events import apply_event
+from services.subscriptions.actions.performing import Performer
+from services.subscriptions.actions.scheduled import settle_due
 from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.errors import TaskCompleted, UnknownTask
-from services.subscriptions.rules.entitlements import from_json
-from services.subscriptions.rules.events import ProviderInvoice, ProviderSubscription, look
 from services.subscriptions.rules.policy import Policy
 from services.subscriptions.rules.tasks import (
     ATTEMPTS_MAX,
@@ -26,14 +24,13 @@ from services.subscriptions.rules.tasks import (
     Counterpart,
     Task,
 )
-from services.subscriptions.store import events as event_store
 from services.subscriptions.store import keys
 from services.subscriptions.store import tasks as store
 from shared import logs
 from shared.backoff import delay
 from shared.clock import Clock
 from shared.database import transaction
-from shared.errors import BillingError, FailedPrecondition, Internal
+from shared.errors import BillingError
 from shared.ops import store as ops
 
 AT_ONCE = 8
@@ -79,11 +76,9 @@ class Reconciler:
         policy: Policy,
     ) -> None:
         self._engine = engine
-        self._ledger = ledger
-        self._razorpay = razorpay
-        self._mode = mode
         self._clock = clock
         self._policy = policy
+        self.performer = Performer(engine, ledger, razorpay, mode=mode, clock=clock, policy=policy)
         self._at_work: set[asyncio.Task[None]] = set()
         self._coming_back: dict[tuple[str, Counterpart], asyncio.Task[None]] = {}
         self._few = asyncio.Semaphore(AT_ONCE)
@@ -128,6 +123,8 @@ class Reconciler:
         """Try everything that is due, each task once, those of one tenant in the order in which they arose."""
         counts = {"completed": 0, "failed": 0, "abandoned": 0}
         limit, ends_at = max_tasks or DEFAULT_MAX, time.monotonic() + RUN_SECONDS
+        if not dry_run:
+            await settle_due(self._engine, now=self._clock(), policy=self._policy, limit=limit)
         while not dry_run and (left := limit - sum(counts.values())) > 0 and time.monotonic() < ends_at:
             claimed = await self._claim(min(left, AT_ONCE))
             if not claimed:
@@ -165,7 +162,7 @@ class Reconciler:
 
     async def _settle(self, task: Task) -> str:
         try:
-            note = await self._perform(task)
+            note = await self.performer.perform(task)
         except Exception as error:
             return await self._postpone(task, error)
         async with transaction(self._engine) as db:
@@ -215,74 +212,6 @@ class Reconciler:
             del self._coming_back[tenant_id, counterpart]
         async with self._few:
             await self._empty_line(tenant_id, counterpart)
-
-    async def _perform(self, task: Task) -> str | None:
-        match task.task_type:
-            case "grant_credits":
-                return await self._grant(task)
-            case "push_entitlements":
-                return await self._push(task)
-            case "cancel_provider_subscription":
-                cancelled = await self._razorpay.cancel_subscription(task.payload["razorpaySubscriptionId"])
-                await self._apply(cancelled)
-                return None
-            case "fetch_and_apply":
-                return await self._fetch_and_apply(task.payload["razorpaySubscriptionId"])
-            case other:
-                raise Internal(f"this release cannot perform {other}")
-
-    async def _grant(self, task: Task) -> str | None:
-        expires_at = task.payload["expiresAt"]
-        try:
-            await self._ledger.grant_credits(
-                tenant_id=task.tenant_id,
-                idempotency_key=task.idempotency_key,
-                bucket=task.payload["bucket"],
-                credits=task.payload["credits"],
-                expires_at=datetime.fromisoformat(expires_at) if expires_at else None,
-                reference_id=task.payload["referenceId"],
-                reason=task.payload["reason"],
-                description=task.payload["description"],
-            )
-        except FailedPrecondition as refusal:
-            if refusal.reason != "DUPLICATE_REFERENCE":
-                raise
-            return "the ledger was funded with this reference before"
-        return None
-
-    async def _push(self, task: Task) -> str | None:
-        applied = await self._ledger.set_entitlements(
-            tenant_id=task.tenant_id,
-            idempotency_key=task.idempotency_key,
-            version=task.payload["version"],
-            plan_code=task.payload["planCode"],
-            services=from_json(task.payload["services"]),
-        )
-        return None if applied else "superseded by a newer version"
-
-    async def _fetch_and_apply(self, subscription_id: str) -> str | None:
-        snapshot = await self._razorpay.fetch_subscription(subscription_id)
-        invoices = await self._razorpay.list_invoices(subscription_id)
-        for invoice in invoices:
-            if invoice.status == "paid" and invoice.payment_id:
-                await self._apply_charge(snapshot, invoice)
-        await self._apply(snapshot)
-        return None
-
-    async def _apply_charge(self, snapshot: ProviderSubscription, invoice: ProviderInvoice) -> None:
-        async with transaction(self._engine) as db:
-            if await event_store.find_payment_tenant(db, invoice.payment_id):
-                return
-        payment = await self._razorpay.fetch_payment(invoice.payment_id)
-        await self._apply(snapshot, "subscription.charged", payment=payment, invoice=invoice)
-
-    async def _apply(
-        self, snapshot: ProviderSubscription, event_type: str = "subscription.fetched", **more: Any
-    ) -> None:
-        now = self._clock()
-        seen = look(event_type, self._mode, now, subscription=snapshot, **more)
-        async with transaction(self._engine) as db:
-            await apply_event(db, seen, idempotency_key="", mode=self._mode, now=now)
 
 
 async def retry_task(

@@ -7,10 +7,12 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.subscriptions.actions import claims
 from services.subscriptions.errors import UnknownPlan
 from services.subscriptions.rules import entitlements, lifecycle, tasks
 from services.subscriptions.rules.entitlements import ServiceEntitlement
 from services.subscriptions.rules.lifecycle import Subscription
+from services.subscriptions.rules.policy import Policy
 from services.subscriptions.store import catalog as catalog_store
 from services.subscriptions.store import subscriptions as store
 from services.subscriptions.store import tasks as task_store
@@ -30,10 +32,22 @@ class Rebuilt:
 
 
 async def settle(
-    db: AsyncConnection, row: Subscription, now: datetime, *, actor_type: str, actor_id: str, reason: str
-) -> None:
-    """Derive the row anew, owe the end of what must not charge any more, rebuild entitlements."""
-    standing = lifecycle.derive(row, await store.list_known(db, row.tenant_id))
+    db: AsyncConnection,
+    row: Subscription,
+    now: datetime,
+    policy: Policy,
+    *,
+    changed: Subscription | None = None,
+    actor_type: str,
+    actor_id: str,
+    reason: str,
+) -> Subscription:
+    """Derive the row anew, owe the end of what must not charge any more and the return of what it was paid ahead.
+
+    `row` is what is stored, `changed` what a request made of it; answers the row as it is stored now.
+    """
+    known = await store.list_known(db, row.tenant_id)
+    standing = lifecycle.derive(changed or row, known, now)
     if standing.row != row:
         await store.save_subscription(db, standing.row)
         await record_change(
@@ -49,7 +63,9 @@ async def settle(
     for obsolete in standing.to_cancel:
         task = tasks.cancel_subscription(obsolete, "a newer purchase is live")
         await task_store.insert_task(db, task, now)
+    await claims.give_back_unused(db, row.tenant_id, known, now, policy)
     await rebuild(db, standing.row, now)
+    return standing.row
 
 
 async def rebuild(db: AsyncConnection, row: Subscription, now: datetime, *, force: bool = False) -> Rebuilt:

@@ -10,6 +10,7 @@ from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.errors import PaymentMismatch, SignatureMismatch, UnknownCheckout
 from services.subscriptions.rules import signatures
 from services.subscriptions.rules.events import PaymentEvent, ProviderPayment, look
+from services.subscriptions.rules.policy import Policy
 from services.subscriptions.store import keys, purchases
 from services.subscriptions.store import subscriptions as subscription_store
 from shared.clock import Clock
@@ -53,7 +54,14 @@ class Verified:
 
 
 async def verify_payment(
-    engine: AsyncEngine, razorpay: Razorpay, claim: Claim, *, idempotency_key: str, mode: str, clock: Clock
+    engine: AsyncEngine,
+    razorpay: Razorpay,
+    claim: Claim,
+    *,
+    idempotency_key: str,
+    mode: str,
+    clock: Clock,
+    policy: Policy,
 ) -> Verified:
     """Apply a payment that the customer just made; the webhook and this are one effect, whichever comes first."""
     request = {name: getattr(claim, name) for name in ("intent_id", "purchase_id", "payment_id")}
@@ -80,7 +88,7 @@ async def verify_payment(
     if subscription_id:
         event = await _look_at_subscription(razorpay, subscription_id, payment, mode, clock)
     async with transaction(engine) as db:
-        applied = await apply_event(db, event, idempotency_key="", mode=mode, now=clock())
+        applied = await apply_event(db, event, idempotency_key="", mode=mode, now=clock(), policy=policy)
         return await _remember(db, claim, request, idempotency_key, applied)
 
 

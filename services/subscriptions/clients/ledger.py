@@ -69,6 +69,45 @@ class Ledger:
         )
         return bool(response.replayed)
 
+    async def revoke_grant(
+        self,
+        *,
+        tenant_id: str,
+        idempotency_key: str,
+        grant_reference_id: str,
+        credits: int,
+        reference_id: str,
+        reason: str,
+        description: str,
+    ) -> tuple[int, int, int]:
+        """Take credits of a grant back; answers (taken, claimed from what may return, spent before)."""
+        response = await self._funding.RevokeGrant(
+            ledger_funding_pb2.RevokeGrantRequest(
+                tenant_id=tenant_id,
+                idempotency_key=idempotency_key,
+                grant_reference_id=grant_reference_id,
+                credits=credits,
+                reference_id=reference_id,
+                reason=reason,
+                description=description,
+            )
+        )
+        return response.taken, response.claimed, response.already_spent
+
+    async def restore_grant(
+        self, *, tenant_id: str, idempotency_key: str, revoke_reference_id: str, reference_id: str
+    ) -> None:
+        """Give back what a revocation took."""
+        await self._funding.RestoreGrant(
+            ledger_funding_pb2.RestoreGrantRequest(
+                tenant_id=tenant_id,
+                idempotency_key=idempotency_key,
+                revoke_reference_id=revoke_reference_id,
+                reference_id=reference_id,
+                description="a dispute was won",
+            )
+        )
+
     async def set_entitlements(
         self,
         *,

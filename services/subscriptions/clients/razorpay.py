@@ -13,8 +13,13 @@ import certifi
 import razorpay
 
 from services.subscriptions.clients import entities
-from services.subscriptions.clients.session import ApiError, NoAnswer, Session
-from services.subscriptions.errors import ProviderNotConfigured, ProviderRefused, ProviderUnavailable
+from services.subscriptions.clients.session import ApiError, NoAnswer, NotSent, Session
+from services.subscriptions.errors import (
+    ProviderBusy,
+    ProviderNotConfigured,
+    ProviderRefused,
+    ProviderUnavailable,
+)
 from services.subscriptions.rules.events import (
     TERMINAL,
     ProviderDispute,
@@ -134,12 +139,14 @@ class Razorpay:
         """The provider's own word on a subscription."""
         return entities.subscription(await self._call(self._sdk.subscription.fetch, _valid(subscription_id)))
 
-    async def cancel_subscription(self, subscription_id: str) -> ProviderSubscription:
-        """End a subscription now; one that has ended is answered as it is."""
+    async def cancel_subscription(
+        self, subscription_id: str, *, at_cycle_end: bool = False
+    ) -> ProviderSubscription:
+        """End a subscription, now or with its cycle; one that has ended is answered as it is."""
         try:
             # JSON true and false: the number 0 has been read as true before.
             await self._call(
-                self._sdk.subscription.cancel, _valid(subscription_id), {"cancel_at_cycle_end": False}
+                self._sdk.subscription.cancel, _valid(subscription_id), {"cancel_at_cycle_end": at_cycle_end}
             )
         except ProviderRefused:
             found = await self.fetch_subscription(subscription_id)
@@ -147,6 +154,40 @@ class Razorpay:
                 raise
             return found
         return await self.fetch_subscription(subscription_id)
+
+    async def pause_subscription(self, subscription_id: str) -> ProviderSubscription:
+        """Stop a subscription's charges; one that is paused is answered as it is."""
+        return await self._move(self._sdk.subscription.pause, subscription_id, {"pause_at": "now"}, "paused")
+
+    async def resume_subscription(self, subscription_id: str) -> ProviderSubscription:
+        """Let a paused subscription charge again; one that is active is answered as it is."""
+        return await self._move(
+            self._sdk.subscription.resume, subscription_id, {"resume_at": "now"}, "active"
+        )
+
+    async def _move(
+        self, method: Callable[..., Any], subscription_id: str, body: Mapping[str, str], wanted: str
+    ) -> ProviderSubscription:
+        try:
+            await self._call(method, _valid(subscription_id), dict(body))
+        except ProviderRefused:
+            found = await self.fetch_subscription(subscription_id)
+            if found.status != wanted:
+                raise
+            return found
+        return await self.fetch_subscription(subscription_id)
+
+    async def refund_payment(
+        self, payment_id: str, *, amount_paise: int, key: str, notes: Mapping[str, str]
+    ) -> ProviderRefund:
+        """Give money back, once per key."""
+        return entities.refund(
+            await self._call(
+                partial(self._sdk.payment.refund, headers={"X-Refund-Idempotency": key}),
+                _valid(payment_id),
+                {"amount": amount_paise, "speed": "normal", "notes": dict(notes), "receipt": key},
+            )
+        )
 
     async def list_invoices(self, subscription_id: str) -> list[ProviderInvoice]:
         """The newest invoices of a subscription."""
@@ -230,7 +271,10 @@ class Razorpay:
                     provider_field=error.field,
                     provider_reason=error.reason,
                 ) from error
-            raise ProviderUnavailable(f"the provider answered {error.status}") from error
+            told = f"the provider answered {error.status}"
+            raise (ProviderBusy(told) if error.busy else ProviderUnavailable(told)) from error
+        except NotSent as error:
+            raise ProviderBusy(f"the provider was not reached: {error}") from error
         except NoAnswer as error:
             raise ProviderUnavailable(f"the provider did not answer: {error}") from error
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import NewConnectionError
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 READ_TIMEOUT_SECONDS = 10.0
@@ -27,6 +28,11 @@ class ApiError(Exception):
         self.reason = reason
 
     @property
+    def busy(self) -> bool:
+        """True: turned away at the door, so nothing was done."""
+        return self.status == 429
+
+    @property
     def definite(self) -> bool:
         """True: the provider refused and did nothing. False: it may have done it, or may do it later."""
         return (
@@ -36,6 +42,10 @@ class ApiError(Exception):
 
 class NoAnswer(Exception):
     """The provider did not answer: what it did is unknown."""
+
+
+class NotSent(NoAnswer):
+    """The provider was not reached: it did nothing."""
 
 
 class Session(requests.Session):
@@ -54,7 +64,11 @@ class Session(requests.Session):
         kwargs["allow_redirects"] = False
         try:
             response = super().request(*args, **kwargs)
+        except requests.ConnectTimeout as error:
+            raise NotSent(type(error).__name__) from error
         except requests.RequestException as error:
+            if _refused(error):
+                raise NotSent(type(error).__name__) from error
             raise NoAnswer(type(error).__name__) from error
         if not 200 <= response.status_code < 300:
             raise _api_error(response)
@@ -63,6 +77,12 @@ class Session(requests.Session):
         except ValueError as error:
             raise NoAnswer(f"{response.status_code} without JSON") from error
         return response
+
+
+def _refused(error: requests.RequestException) -> bool:
+    """Whether no connection came about; one that broke may have carried the request."""
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    return isinstance(reason, NewConnectionError)
 
 
 def _api_error(response: requests.Response) -> ApiError:

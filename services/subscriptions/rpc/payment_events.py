@@ -37,6 +37,7 @@ class PaymentEventsService(Desk, pb_grpc.PaymentEventsServiceServicer):
             idempotency_key=request.idempotency_key,
             mode=self._room.mode,
             now=self._room.clock(),
+            policy=self._room.policy,
         )
         if applied.tenant_id is not None:
             await self._room.reconciler.attempt(applied.tenant_id)

@@ -3,6 +3,7 @@
 from billing.subscriptions.v1 import subscriptions_pb2 as pb
 
 from services.subscriptions.actions import checkout, credits, verify
+from services.subscriptions.actions.intents import Begun
 from services.subscriptions.rpc import messages
 from services.subscriptions.rpc.messages import Context
 from services.subscriptions.rpc.room import Desk
@@ -28,23 +29,11 @@ class Purchases(Desk):
             cycle=messages.cycle_of(request.cycle),
             with_trial=request.with_trial,
             clock=self._room.clock,
+            policy=self._room.policy,
         )
         await self._room.reconciler.attempt(request.tenant_id)
-        intent = begun.intent
         return pb.CheckoutResponse(
-            checkout=pb.SubscriptionCheckout(
-                provider=intent.provider,
-                subscription_id=begun.subscription_id,
-                key_id=self._room.razorpay.key_id,
-                amount_paise=intent.amount_paise,
-                tax_paise=intent.tax_paise,
-                total_paise=intent.total_paise,
-                total_display=format_inr(intent.total_paise),
-                currency=intent.currency,
-                intent_id=intent.id,
-                first_charge_at=messages.timestamp(intent.first_charge_at),
-            ),
-            replayed=begun.replayed,
+            checkout=subscription_checkout(begun, self._room.razorpay.key_id), replayed=begun.replayed
         )
 
     async def VerifyPayment(
@@ -65,6 +54,7 @@ class Purchases(Desk):
             idempotency_key=request.idempotency_key,
             mode=self._room.mode,
             clock=self._room.clock,
+            policy=self._room.policy,
         )
         await self._room.reconciler.attempt(request.tenant_id)
         return pb.VerifyPaymentResponse(status=_VERIFY[verified.status], reason=verified.reason)
@@ -89,3 +79,20 @@ class Purchases(Desk):
             credits=purchase.credits,
             replayed=ordered.replayed,
         )
+
+
+def subscription_checkout(begun: Begun, key_id: str) -> pb.SubscriptionCheckout:
+    """What a browser needs to open the provider's checkout."""
+    intent = begun.intent
+    return pb.SubscriptionCheckout(
+        provider=intent.provider,
+        subscription_id=begun.subscription_id,
+        key_id=key_id,
+        amount_paise=intent.amount_paise,
+        tax_paise=intent.tax_paise,
+        total_paise=intent.total_paise,
+        total_display=format_inr(intent.total_paise),
+        currency=intent.currency,
+        intent_id=intent.id,
+        first_charge_at=messages.timestamp(intent.first_charge_at),
+    )

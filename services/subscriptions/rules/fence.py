@@ -5,17 +5,20 @@ is the same in any order, with any duplicates and delays:
 
     status     terminal beats living, then cycles paid, then how far set up, then the moment of the event
     period     the newest cycle
-    paid       the most cycles paid
+    paid       the most cycles paid, the first start, the latest end of a paid cycle
     failing    the first failure of the newest cycle that failed
+    set up     once authorised, always authorised
 """
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
+from typing import Literal
 
 from services.subscriptions.rules.catalog import Cycle
 from services.subscriptions.rules.events import TERMINAL, ProviderSubscription
 
+Released = Literal["cancellation", "ladder"]
 FAILING = frozenset({"pending", "halted"})
 _STAGE = {"created": 0, "authenticated": 1}
 # Decides only between two statuses of the same moment, the worse news last.
@@ -69,11 +72,31 @@ class KnownSubscription:
     # Since when we no longer rely on it although it may live; what was paid afterwards revives it.
     released_at: datetime | None = None
     released_paid_count: int = 0
+    released_by: Released | None = None
+    # When it takes over from another one; None: at once.
+    starts_at: datetime | None = None
+    # First moment of its first paid cycle, and the end of the newest paid one.
+    started_at: datetime | None = None
+    paid_until: datetime | None = None
+    # The customer has set it up, whatever came later.
+    authorised: bool = False
+    # When the provider was told to end it with its cycle: there is no undoing that, and no trace of it there.
+    end_requested_at: datetime | None = None
 
     @property
     def ended(self) -> bool:
         """True once it can never charge again."""
         return self.status in TERMINAL
+
+    @property
+    def released(self) -> bool:
+        """True while we do not rely on it: we ended it, and nothing was paid since."""
+        return self.released_at is not None and self.paid_count <= self.released_paid_count
+
+    @property
+    def took_over(self) -> bool:
+        """True once it was paid, or a trial was begun with it: from then on no older one entitles."""
+        return self.paid_count > 0 or (self.authorised and self.trial_ends_at is not None)
 
     @property
     def past_due_since(self) -> datetime | None:
@@ -93,6 +116,9 @@ def merge(
         merged,
         paid_count=max(known.paid_count, snapshot.paid_count),
         customer_id=max(known.customer_id, snapshot.customer_id),
+        authorised=known.authorised or _was_set_up(snapshot),
+        started_at=_earlier(known.started_at, snapshot.start_at if snapshot.paid_count else None),
+        paid_until=_later(known.paid_until, _paid_until(snapshot)),
     )
     if merged != known:
         return merged, Verdict.NEWS
@@ -161,6 +187,26 @@ def _merge_failure(
     if snapshot.paid_count == known.failing_paid_count and known.failing_since is not None:
         first = min(observed_at, known.failing_since)
     return replace(known, failing_paid_count=snapshot.paid_count, failing_since=first)
+
+
+def _was_set_up(snapshot: ProviderSubscription) -> bool:
+    # An ended one was set up if it names a customer; UPI mandates may name none but say how they pay.
+    return (
+        snapshot.status in _RANK[1:6]
+        or snapshot.status == "completed"
+        or snapshot.paid_count > 0
+        or (snapshot.status == "cancelled" and bool(snapshot.customer_id or snapshot.payment_method))
+    )
+
+
+def _paid_until(snapshot: ProviderSubscription) -> datetime | None:
+    # While a charge fails, the current cycle is not paid yet.
+    paid = snapshot.paid_count > 0 and snapshot.status in ("active", "completed")
+    return snapshot.current_end if paid else None
+
+
+def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:
+    return min(one, other) if one and other else one or other
 
 
 def _later(one: datetime | None, other: datetime | None) -> datetime | None:

@@ -326,9 +326,9 @@ def _refund(event: PaymentEvent, situation: Situation) -> Decision:
         return _ignored("no_refund")
     if told.status not in _REFUND_RANK:
         return _ignored("unknown_status")
-    if known is not None and known.provider_refund_id is not None:
-        if _REFUND_RANK.index(told.status) <= _REFUND_RANK.index(known.status):
-            return _ignored("nothing_new")
+    answered = known is not None and known.provider_refund_id is not None
+    if known and answered and _REFUND_RANK.index(told.status) <= _REFUND_RANK.index(known.status):
+        return _ignored("nothing_new")
     kind: Literal["refund", "proration"] = "proration" if told.notes.get("kind") == "proration" else "refund"
     refund = Refund(
         id=known.id if known else "",
@@ -368,7 +368,11 @@ def _dispute(event: PaymentEvent, situation: Situation) -> Decision:
     lost = Finding(
         "dispute_lost",
         "warning",
-        {"disputeId": told.id, "paymentId": told.payment_id, "amountDeductedPaise": told.amount_deducted_paise},
+        {
+            "disputeId": told.id,
+            "paymentId": told.payment_id,
+            "amountDeductedPaise": told.amount_deducted_paise,
+        },
     )
     return Decision(
         "applied", f"dispute_{told.status}", dispute=dispute, finding=lost if told.status == "lost" else None

@@ -1,6 +1,7 @@
-"""Derives where a tenant stands from everything known of its provider subscriptions.
+"""Derives where a tenant stands from everything known of its provider subscriptions, and the time.
 
-The newest purchase that is set up or paid is the live one; older ones are cancelled, so that two never charge.
+The newest purchase that is set up is the live one. Once it was paid, no older one ever entitles again: older ones are
+cancelled, so that two never charge, and what they paid ahead goes back (`rules/changes.py`).
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from services.subscriptions.rules.fence import KnownSubscription
 # Statuses in which the plan entitles; in the others the free plan does.
 ENTITLING = frozenset({"trialing", "active", "past_due"})
 _STATUS = {
-    "authenticated": "trialing",
+    "authenticated": "active",  # its first charge is due: the mandate stands
     "active": "active",
     "pending": "past_due",
     "halted": "past_due",
@@ -42,6 +43,7 @@ class Subscription:
     pending_razorpay_subscription_id: str | None = None
     pending_kind: str | None = None
     pending_since: datetime | None = None
+    pending_effective_at: datetime | None = None
     past_due_since: datetime | None = None
     entitlements_version: int = 0
 
@@ -55,6 +57,34 @@ class Subscription:
         """True while a change waits; operators clear only the plan, the cycle and the subscription."""
         return self.pending_plan_id is not None
 
+    @property
+    def ends_at(self) -> datetime | None:
+        """When what is paid for, or the trial, is over."""
+        return self.trial_end if self.status == "trialing" else self.current_period_end
+
+    def without_pending(self) -> "Subscription":
+        """The row with no change waiting."""
+        return replace(
+            self,
+            pending_plan_id=None,
+            pending_billing_cycle=None,
+            pending_razorpay_subscription_id=None,
+            pending_kind=None,
+            pending_since=None,
+            pending_effective_at=None,
+        )
+
+    def ending(self, since: datetime) -> "Subscription":
+        """The row with its end scheduled: free follows."""
+        return replace(
+            self.without_pending(),
+            cancel_at_period_end=True,
+            pending_plan_id=FREE,
+            pending_kind="cancellation",
+            pending_since=since,
+            pending_effective_at=self.ends_at,
+        )
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -64,24 +94,24 @@ class Standing:
     to_cancel: tuple[KnownSubscription, ...]
 
 
-def derive(row: Subscription, known: Sequence[KnownSubscription]) -> Standing:
+def derive(row: Subscription, known: Sequence[KnownSubscription], now: datetime) -> Standing:
     """Where the tenant stands; depends on the set of what is known, not on the order in which we heard of it."""
-    live = max((k for k in known if _is_set_up(k)), key=_newest, default=None)
-    began_trial = any(k.trial_ends_at and k.status not in ("created", "expired") for k in known)
-    customers = [k.customer_id for k in sorted(known, key=_newest) if k.customer_id]
+    live = max((k for k in known if entitles(k, known, now)), key=newest, default=None)
+    customers = [k.customer_id for k in sorted(known, key=newest) if k.customer_id]
     row = replace(
         row,
-        has_used_trial=row.has_used_trial or began_trial,
+        has_used_trial=row.has_used_trial or any(k.authorised and k.trial_ends_at for k in known),
         razorpay_customer_id=customers[-1] if customers else row.razorpay_customer_id,
     )
     row = _clear_pending(row, known, live)
+    obsolete = tuple(
+        k
+        for k in known
+        if not k.ended and (taker(k, known) is not None or (live is not None and newest(k) < newest(live)))
+    )
     if live is None:
-        ended = [k for k in known if k.ended and k.released_at is None]
-        was_paid = any(k.paid_count > 0 or (k.trial_ends_at and k.status != "expired") for k in ended)
-        if row.razorpay_subscription_id is not None or was_paid:
-            row = _on_free(row, status="canceled" if was_paid else "active")
-        return Standing(row, ())
-    status = _STATUS[live.status]
+        return Standing(_without_live(row, known), obsolete)
+    status = _status(live)
     moved = live.id != row.razorpay_subscription_id
     row = replace(
         row,
@@ -89,50 +119,80 @@ def derive(row: Subscription, known: Sequence[KnownSubscription]) -> Standing:
         billing_cycle=live.billing_cycle,
         status=status,
         current_period_start=live.current_start,
-        current_period_end=live.current_end,
+        current_period_end=live.paid_until if live.ended else live.current_end,
         trial_end=live.trial_ends_at,
-        cancel_at_period_end=False if moved else row.cancel_at_period_end,
+        cancel_at_period_end=live.ended or (row.cancel_at_period_end and not moved),
         razorpay_subscription_id=live.id,
         past_due_since=live.past_due_since if status == "past_due" else None,
     )
-    obsolete = tuple(k for k in known if not k.ended and _newest(k) < _newest(live))
     return Standing(row, obsolete)
 
 
-def _is_set_up(known: KnownSubscription) -> bool:
-    """Paid for, or authorised with a trial, and still alive at the provider and with us."""
-    if known.ended or (known.released_at is not None and known.paid_count <= known.released_paid_count):
+def entitles(k: KnownSubscription, known: Sequence[KnownSubscription], now: datetime) -> bool:
+    """Whether a subscription gives its plan now: set up, paid ahead or in its trial, and not taken over."""
+    if k.released or taker(k, known) is not None:
         return False
-    if known.status == "created":
+    if k.ended:  # what is paid, or was promised, is kept to its end
+        trial = k.trial_ends_at if k.authorised and k.paid_count == 0 else None
+        until = k.paid_until if k.paid_count > 0 else trial
+        return until is not None and until > now
+    if k.status == "created":
         return False
-    return known.status != "authenticated" or known.trial_ends_at is not None
+    if k.status == "authenticated":
+        return k.trial_ends_at is not None or (k.starts_at is not None and k.starts_at <= now)
+    return True
 
 
-def _newest(known: KnownSubscription) -> tuple[datetime, str]:
+def taker(k: KnownSubscription, known: Sequence[KnownSubscription]) -> KnownSubscription | None:
+    """The purchase that took a subscription's place first."""
+    later = (other for other in known if other.took_over and newest(other) > newest(k))
+    return min(later, key=newest, default=None)
+
+
+def newest(known: KnownSubscription) -> tuple[datetime, str]:
+    """Orders purchases by when they were begun."""
     return known.purchased_at, known.intent_id
+
+
+def _status(live: KnownSubscription) -> str:
+    if (
+        live.trial_ends_at is not None
+        and live.paid_count == 0
+        and live.status in ("authenticated", "cancelled")
+    ):
+        return "trialing"
+    return "active" if live.ended else _STATUS[live.status]
+
+
+def _without_live(row: Subscription, known: Sequence[KnownSubscription]) -> Subscription:
+    last = max((k for k in known if k.took_over), key=newest, default=None)
+    if last is None:
+        return row if row.razorpay_subscription_id is None else _on_free(row, "active")
+    # Put on free by the ladder a tenant is in good standing there; otherwise what it had has ended.
+    return _on_free(row, "active" if last.released and last.released_by == "ladder" else "canceled")
 
 
 def _clear_pending(
     row: Subscription, known: Sequence[KnownSubscription], live: KnownSubscription | None
 ) -> Subscription:
     """A pending purchase ends when it becomes the live one, dies, or is overtaken by a newer one that is paid."""
+    if row.pending_kind == "cancellation":
+        moved = live is None or live.id != row.razorpay_subscription_id
+        return row.without_pending() if moved else row
     pending = next((k for k in known if k.id == row.pending_razorpay_subscription_id), None)
     if pending is None:
         return row
-    overtaken = live is not None and _newest(pending) <= _newest(live)
-    if not (pending.ended or overtaken):
+    if live is not None and newest(pending) <= newest(live):
+        return row.without_pending()
+    if not pending.ended:
         return row
-    return replace(
-        row,
-        pending_plan_id=None,
-        pending_billing_cycle=None,
-        pending_razorpay_subscription_id=None,
-        pending_kind=None,
-        pending_since=None,
-    )
+    # Without the successor that was to follow, the scheduled end stands alone.
+    if row.cancel_at_period_end and live is not None:
+        return row.ending(row.pending_since or pending.purchased_at)
+    return row.without_pending()
 
 
-def _on_free(row: Subscription, *, status: str) -> Subscription:
+def _on_free(row: Subscription, status: str) -> Subscription:
     return replace(
         row,
         plan_id=FREE,

@@ -1,12 +1,13 @@
 """Intentions to buy, committed before the provider is asked."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from services.subscriptions.rules.catalog import Cycle
 from services.subscriptions.rules.events import ProviderSubscription
 from services.subscriptions.rules.fence import KnownSubscription
+from services.subscriptions.rules.lifecycle import Subscription
 
 CURRENCY = "INR"
 # The provider knows no "until cancelled": ten years of either cycle.
@@ -33,6 +34,20 @@ class Intent:
     provider_subscription_id: str | None
     attempted_at: datetime | None
     created_at: datetime
+    # Of a change: what it takes the place of, and what its quote was computed from.
+    replaces_subscription_id: str | None = None
+    quoted_at: datetime | None = None
+    quoted_payment_id: str | None = None
+
+    @property
+    def trial_ends_at(self) -> datetime | None:
+        """End of the free days; None: none were granted."""
+        return self.first_charge_at if self.with_trial and self.replaces_subscription_id is None else None
+
+    @property
+    def starts_at(self) -> datetime | None:
+        """When it takes over from what it follows; None: at once."""
+        return self.first_charge_at if self.replaces_subscription_id is not None else None
 
     @property
     def total_paise(self) -> int:
@@ -87,7 +102,23 @@ def first_knowledge(intent: Intent, subscription_id: str) -> KnownSubscription:
         billing_cycle=intent.billing_cycle,
         provider_plan_id=intent.provider_plan_id or "",
         purchased_at=intent.created_at,
-        trial_ends_at=intent.first_charge_at if intent.with_trial else None,
+        trial_ends_at=intent.trial_ends_at,
+        starts_at=intent.starts_at,
+    )
+
+
+def begun(row: Subscription, intent: Intent, subscription_id: str) -> Subscription:
+    """The row once a purchase stands at the provider: what it changes is pending."""
+    scheduled = intent.kind in ("downgrade", "cycle_switch")
+    return replace(
+        row,
+        cancel_at_period_end=row.cancel_at_period_end or scheduled,
+        pending_plan_id=intent.plan_id,
+        pending_billing_cycle=intent.billing_cycle,
+        pending_razorpay_subscription_id=subscription_id,
+        pending_kind="upgrade" if intent.kind == "checkout" else intent.kind,
+        pending_since=intent.created_at,
+        pending_effective_at=intent.starts_at,
     )
 
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from services.subscriptions.rules.claims import Revocation
 from services.subscriptions.rules.entitlements import ServiceEntitlement, as_json
 from services.subscriptions.rules.fence import KnownSubscription
-from services.subscriptions.rules.funding import Grant
+from services.subscriptions.rules.funding import Grant, Refund
 
 ATTEMPTS_MAX = 10
 BACKOFF_BASE_SECONDS = 30
@@ -91,6 +92,80 @@ def cancel_subscription(known: KnownSubscription, why: str) -> NewTask:
         "provider",
         f"cancel:{known.id}",
         {"razorpaySubscriptionId": known.id, "why": why},
+    )
+
+
+def drop_subscription(known: KnownSubscription, why: str) -> NewTask:
+    """Owes the provider the end of a purchase that nobody paid; one that was paid meanwhile stays."""
+    return NewTask(
+        known.tenant_id,
+        "cancel_provider_subscription",
+        "provider",
+        f"drop:{known.id}",
+        {"razorpaySubscriptionId": known.id, "why": why, "unlessPaid": True},
+    )
+
+
+def end_subscription(known: KnownSubscription, *, at_cycle_end: bool, since: datetime) -> NewTask:
+    """Owes the provider a scheduled end: no charge follows the cycle that is paid."""
+    return NewTask(
+        known.tenant_id,
+        "cancel_provider_subscription",
+        "provider",
+        f"end:{known.id}:{int(since.timestamp())}",
+        {
+            "razorpaySubscriptionId": known.id,
+            "why": "its scheduled end has come",
+            "atCycleEnd": at_cycle_end,
+        },
+    )
+
+
+def refund_payment(tenant_id: str, refund: Refund, *, notes: Mapping[str, str]) -> NewTask:
+    """Owes the customer money; the refund's id is the provider's idempotency key."""
+    return NewTask(
+        tenant_id,
+        "refund_payment",
+        "provider",
+        f"refund:{refund.id}",
+        {
+            "refundId": refund.id,
+            "paymentId": refund.payment_id,
+            "amountPaise": refund.amount_paise,
+            "notes": {"refund_id": refund.id, "kind": refund.kind, **notes},
+        },
+    )
+
+
+def revoke_grant(tenant_id: str, revocation: Revocation) -> NewTask:
+    """Owes the ledger that credits are taken back."""
+    return NewTask(
+        tenant_id,
+        "revoke_grant",
+        "ledger",
+        f"revoke:{revocation.reference_id}",
+        {
+            "referenceId": revocation.reference_id,
+            "grantReferenceId": revocation.grant_reference_id,
+            "credits": revocation.credits,
+            "reason": f"payment.{revocation.cause}",
+            "causeId": revocation.cause_id,
+        },
+    )
+
+
+def restore_grant(tenant_id: str, revocation: Revocation) -> NewTask:
+    """Owes the ledger that credits come back, since the dispute that took them was won."""
+    return NewTask(
+        tenant_id,
+        "restore_grant",
+        "ledger",
+        f"restore:{revocation.reference_id}",
+        {
+            "referenceId": f"restore:{revocation.reference_id}",
+            "revocationReferenceId": revocation.reference_id,
+            "causeId": revocation.cause_id,
+        },
     )
 
 

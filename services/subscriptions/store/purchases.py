@@ -87,12 +87,12 @@ async def finish_intent(db: AsyncConnection, intent_id: str, provider_subscripti
     )
 
 
-async def release_intent(db: AsyncConnection, intent_id: str) -> None:
-    """Give back the right to ask the provider, once no question of ours is open."""
+async def release_intent(db: AsyncConnection, intent_id: str, *, forget_attempt: bool) -> None:
+    """Give back the right to ask the provider; after a definite answer there is nothing to look for either."""
     await db.execute(
         update(tables.checkout_intents)
         .where(tables.checkout_intents.c.id == intent_id)
-        .values(locked_until=None)
+        .values({"locked_until": None} | ({"attempted_at": None} if forget_attempt else {}))
     )
 
 

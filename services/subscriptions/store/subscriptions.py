@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, and_, case, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -33,6 +33,7 @@ _NEVER_CHANGES = frozenset(
         "provider_plan_id",
         "purchased_at",
         "trial_ends_at",
+        "starts_at",
     }
 )
 
@@ -74,6 +75,32 @@ async def save_subscription(db: AsyncConnection, row: Subscription) -> None:
         .where(tables.subscriptions.c.tenant_id == row.tenant_id)
         .values(**values, updated_at=func.now())
     )
+
+
+async def list_due(db: AsyncConnection, now: datetime, *, lead: timedelta, limit: int) -> list[str]:
+    """Tenants whose scheduled end is near or over, or whose pending change is to take effect."""
+    table, known = tables.subscriptions, tables.provider_subscriptions
+    ends_at = case((table.c.status == "trialing", table.c.trial_end), else_=table.c.current_period_end)
+    untold = exists().where(
+        known.c.id == table.c.razorpay_subscription_id,
+        known.c.end_requested_at.is_(None),
+        known.c.status.in_(("active", "authenticated")),
+    )
+    rows = await db.execute(
+        select(table.c.tenant_id)
+        .where(
+            or_(
+                and_(table.c.cancel_at_period_end, ends_at <= now),
+                and_(table.c.cancel_at_period_end, ends_at <= now + lead, untold),
+                and_(
+                    table.c.pending_effective_at <= now, table.c.pending_razorpay_subscription_id.is_not(None)
+                ),
+            )
+        )
+        .order_by(table.c.tenant_id)
+        .limit(limit)
+    )
+    return [row.tenant_id for row in rows]
 
 
 async def read_entitlements(db: AsyncConnection, tenant_id: str) -> tuple[ServiceEntitlement, ...]:

@@ -118,7 +118,8 @@ CREATE INDEX billing_notifications_recent ON billing_notifications (created_at, 
 
 GRANTS = """
 GRANT UPDATE (pending_effective_at) ON subscriptions TO subscriptions_rw, billing_operator;
-GRANT UPDATE (starts_at, started_at, paid_until, authorised, end_requested_at, released_by) ON provider_subscriptions TO subscriptions_rw;
+GRANT UPDATE (starts_at, started_at, paid_until, authorised, end_requested_at, released_by)
+    ON provider_subscriptions TO subscriptions_rw;
 GRANT UPDATE (paused_at, charge_credits, charge_key) ON tenant_addons TO subscriptions_rw;
 GRANT UPDATE (tenant_id) ON billing_refunds, billing_disputes TO subscriptions_rw;
 GRANT UPDATE (restored_at) ON grant_revocations TO subscriptions_rw;

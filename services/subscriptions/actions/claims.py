@@ -1,0 +1,116 @@
+"""Steps that bring credits in line with money that went back."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.subscriptions.actions.invoices import issue_credit_note
+from services.subscriptions.rules import claims, lifecycle, tasks
+from services.subscriptions.rules.claims import Claim, Revocation
+from services.subscriptions.rules.fence import KnownSubscription
+from services.subscriptions.rules.funding import Refund
+from services.subscriptions.rules.policy import Policy
+from services.subscriptions.store import money as store
+from services.subscriptions.store import purchases
+from services.subscriptions.store import tasks as task_store
+from shared.ids import new_id
+
+
+async def settle_claims(db: AsyncConnection, payment_id: str, now: datetime, policy: Policy) -> None:
+    """Owe what the refunds and lost disputes of a payment take of its credits; nothing while the payment is not here.
+
+    The caller holds the payment's lock (`store.money.lock_payment`), and its tenant's if it knows whose it is.
+    """
+    payment = await store.find_payment(db, payment_id)
+    if payment is None:
+        return
+    await store.adopt_claims(db, payment_id, payment.tenant_id)
+    refunds = await store.list_refunds(db, payment_id)
+    done = [each for each in refunds if each.status == "processed"]
+    gone = [
+        Claim("refund", each.provider_refund_id or each.id, each.amount_paise)
+        for each in done
+        if each.kind == "refund"
+    ]
+    granted = await store.list_granted(db, payment_id)
+    taken = await store.list_revocations(db, payment.tenant_id, [grant.reference_id for grant in granted])
+    new = claims.revocations(
+        payment.amount_paise, granted, [*gone, *await store.list_lost(db, payment_id)], taken
+    )
+    for revocation in new:
+        await _revoke(db, payment.tenant_id, revocation, now)
+    for refund in done:
+        await issue_credit_note(
+            db,
+            policy.supplier,
+            tenant_id=payment.tenant_id,
+            payment_id=payment_id,
+            refund_id=refund.id,
+            amount_paise=refund.amount_paise,
+            now=now,
+        )
+    await store.save_given_back(db, payment, sum(each.amount_paise for each in done), [*taken, *new])
+
+
+async def restore_claims(db: AsyncConnection, tenant_id: str, dispute_id: str, now: datetime) -> None:
+    """Owe what a dispute took and then turned out to be won."""
+    for revocation in await store.restore_revocations(db, tenant_id, dispute_id, now):
+        await task_store.insert_task(db, tasks.restore_grant(tenant_id, revocation), now)
+
+
+async def give_back_unused(
+    db: AsyncConnection, tenant_id: str, known: Sequence[KnownSubscription], now: datetime, policy: Policy
+) -> None:
+    """Owe what subscriptions that were taken over had paid for the time after: money, and the credits it bought."""
+    if policy.upgrade_refund == "none":
+        return
+    taken_over = {k.id: taker for k in known if (taker := lifecycle.taker(k, known)) is not None}
+    if not taken_over:
+        return
+    for payment in await store.list_payments(db, list(taken_over)):
+        taker = taken_over[payment.razorpay_subscription_id or ""]
+        intent = await purchases.find_intent(db, taker.intent_id)
+        since = taker.started_at or taker.purchased_at
+        if intent is not None and intent.quoted_at is not None and intent.quoted_payment_id == payment.id:
+            since = intent.quoted_at  # what was quoted is what is done
+        await store.lock_payment(db, payment.id)
+        await _give_back(db, tenant_id, payment, taker.intent_id, since, now, policy)
+
+
+async def _give_back(
+    db: AsyncConnection,
+    tenant_id: str,
+    payment: store.Captured,
+    change_id: str,
+    since: datetime,
+    now: datetime,
+    policy: Policy,
+) -> None:
+    paid = await store.find_paid(db, payment)
+    amount = claims.unused_paise(paid, since) if paid else 0
+    if amount == 0:
+        return
+    refund = Refund(new_id("rfd"), payment.id, None, "proration", amount, payment.currency, "pending")
+    if not await store.insert_refund(
+        db, refund, tenant_id=tenant_id, reason="the plan was changed", actor="system", change_id=change_id
+    ):
+        return
+    task = tasks.refund_payment(tenant_id, refund, notes={"change_id": change_id})
+    await task_store.insert_task(db, task, now)
+    if policy.upgrade_credits == "none":
+        return
+    granted = await store.list_granted(db, payment.id)
+    taken = await store.list_revocations(db, tenant_id, [grant.reference_id for grant in granted])
+    for grant in granted:
+        before = sum(each.credits for each in taken if each.grant_reference_id == grant.reference_id)
+        credits = claims.unused_credits(grant, before, since)
+        if credits:
+            reference = f"proration:{change_id}:{grant.reference_id}"
+            revocation = Revocation(reference, grant.reference_id, "proration", refund.id, credits)
+            await _revoke(db, tenant_id, revocation, now)
+
+
+async def _revoke(db: AsyncConnection, tenant_id: str, revocation: Revocation, now: datetime) -> None:
+    if await store.insert_revocation(db, tenant_id, revocation):
+        await task_store.insert_task(db, tasks.revoke_grant(tenant_id, revocation), now)

@@ -1,0 +1,44 @@
+"""What time alone makes due: scheduled ends, successors that start, and what the provider must know before."""
+
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.subscriptions.actions import standing
+from services.subscriptions.rules import scheduled, tasks
+from services.subscriptions.rules.policy import Policy
+from services.subscriptions.store import subscriptions as store
+from services.subscriptions.store import tasks as task_store
+from shared import logs
+from shared.database import transaction
+
+_log = logs.get_logger()
+
+
+async def settle_due(engine: AsyncEngine, *, now: datetime, policy: Policy, limit: int) -> list[str]:
+    """Settle tenants whose time has come; answers those that may be owed something now."""
+    async with transaction(engine) as db:
+        tenants = await store.list_due(db, now, lead=policy.cancel_lead, limit=limit)
+    settled = []
+    for tenant_id in tenants:
+        try:
+            await _settle(engine, tenant_id, now, policy)
+        except Exception:
+            _log.exception("due_failed", tenant_id=tenant_id)  # one tenant's trouble is not the others'
+        else:
+            settled.append(tenant_id)
+    return settled
+
+
+async def _settle(engine: AsyncEngine, tenant_id: str, now: datetime, policy: Policy) -> None:
+    async with transaction(engine) as db:
+        row = await store.lock_subscription(db, tenant_id)
+        live = await store.find_known(db, row.razorpay_subscription_id or "")
+        step = scheduled.end(row, live, now, policy.cancel_lead)
+        if step is not None:
+            await store.save_known(db, step.known)
+            task = tasks.end_subscription(step.known, at_cycle_end=step.at_cycle_end, since=now)
+            await task_store.insert_task(db, task, now)
+        await standing.settle(
+            db, row, now, policy, actor_type="system", actor_id="time", reason="its time has come"
+        )
