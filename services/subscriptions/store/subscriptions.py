@@ -137,11 +137,11 @@ async def list_paused_addons(db: AsyncConnection, tenant_id: str) -> list[tuple[
     """Add-ons that credits no longer cover, and since when."""
     table = tables.tenant_addons
     rows = await db.execute(
-        select(table.c.addon_id, table.c.updated_at).where(
+        select(table.c.addon_id, func.coalesce(table.c.paused_at, table.c.updated_at).label("since")).where(
             table.c.tenant_id == tenant_id, table.c.status == "paused"
         )
     )
-    return [(row.addon_id, row.updated_at) for row in rows]
+    return [(row.addon_id, row.since) for row in rows]
 
 
 async def list_overrides(db: AsyncConnection, tenant_id: str) -> list[Override]:

@@ -1,0 +1,185 @@
+"""RenewAddons: periods that came due, and charges that nobody finished."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.subscriptions.actions import standing
+from services.subscriptions.actions.addon_charges import Settlement, carry_out, record_audit
+from services.subscriptions.actions.reconciliation import ALERTS_MAX, AT_ONCE, RUN_SECONDS, Reconciler
+from services.subscriptions.clients.ledger import Ledger
+from services.subscriptions.errors import LedgerUnavailable
+from services.subscriptions.rules import addons as rules
+from services.subscriptions.rules.addons import Charge, TenantAddon
+from services.subscriptions.rules.catalog import Addon
+from services.subscriptions.store import addons as store
+from services.subscriptions.store import catalog as catalog_store
+from services.subscriptions.store import subscriptions as subscription_store
+from services.subscriptions.store.addons import Waiting
+from shared import logs
+from shared.clock import Clock
+from shared.database import transaction
+from shared.errors import BillingError
+
+PAGE = 100
+
+What = Literal["renewed", "paused", "ended", "failed"]
+_log = logs.get_logger()
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An add-on that the ledger would not charge, for a reason that a person must look at."""
+
+    row: TenantAddon
+    reason: str
+    message: str
+
+
+@dataclass
+class Renewals:
+    """What one run did, or would do."""
+
+    counts: Counter[What] = field(default_factory=Counter)
+    refused: list[Refused] = field(default_factory=list)
+
+
+class Renewer:
+    """One run over every tenant with an add-on that time or new credits may move."""
+
+    def __init__(self, engine: AsyncEngine, ledger: Ledger, reconciler: Reconciler, clock: Clock) -> None:
+        self._engine = engine
+        self._ledger = ledger
+        self._reconciler = reconciler
+        self._clock = clock
+        self._done = Renewals()
+
+    async def run(self, *, dry_run: bool) -> Renewals:
+        """What is due first, then what waits for credits; a tenant's failure is its own."""
+        ends_at = time.monotonic() + RUN_SECONDS
+        few = asyncio.Semaphore(AT_ONCE)
+        passes: tuple[Waiting, ...] = ("due", "paused")
+        for waiting in passes:
+            async for tenants in self._pages(waiting):
+                if time.monotonic() >= ends_at:
+                    return self._done
+                await asyncio.gather(
+                    *(self._tenant(tenant_id, waiting, few, dry_run=dry_run) for tenant_id in tenants)
+                )
+        return self._done
+
+    async def _pages(self, waiting: Waiting) -> AsyncIterator[list[str]]:
+        after = ""
+        while True:
+            async with transaction(self._engine) as db:
+                tenants = await store.list_waiting_tenants(
+                    db, waiting, self._clock(), after=after, limit=PAGE
+                )
+            if not tenants:
+                return
+            yield tenants
+            after = tenants[-1]
+
+    async def _tenant(
+        self, tenant_id: str, waiting: Waiting, few: asyncio.Semaphore, *, dry_run: bool
+    ) -> None:
+        async with few:
+            try:
+                await self._move(tenant_id, waiting, dry_run=dry_run)
+            except LedgerUnavailable:
+                self._fail(tenant_id, "ledger_unavailable")
+            except Exception:
+                self._fail(tenant_id, "unexpected", exc_info=True)
+
+    def _fail(self, tenant_id: str, why: str, *, exc_info: bool = False) -> None:
+        self._done.counts["failed"] += 1
+        _log.warning("addon_renewal_failed", tenant_id=tenant_id, why=why, exc_info=exc_info)
+
+    async def _move(self, tenant_id: str, waiting: Waiting, *, dry_run: bool) -> None:
+        async with transaction(self._engine) as db:
+            rows = await store.list_waiting(db, tenant_id, waiting, self._clock())
+            addons = (await catalog_store.read_catalog(db, with_retired=True)).addons
+        wallet = 0
+        if waiting == "paused" or dry_run:
+            wallet = await self._available(tenant_id)
+        try:
+            for row in rows:
+                cost = rules.price(addons[row.addon_id], row.units)
+                if waiting == "paused" and cost > wallet:
+                    continue
+                if dry_run:
+                    wallet -= self._foresee(row, cost, wallet, self._clock())
+                    continue
+                what = await self._one(row, addons[row.addon_id])
+                if what is not None:
+                    self._done.counts[what] += 1
+                if what == "renewed":
+                    wallet -= cost
+        finally:
+            if not dry_run:
+                await self._reconciler.attempt(tenant_id)
+
+    async def _available(self, tenant_id: str) -> int:
+        try:
+            return (await self._ledger.get_wallet(tenant_id)).available
+        except BillingError as error:
+            raise LedgerUnavailable("the ledger did not say what the tenant may spend") from error
+
+    def _foresee(self, row: TenantAddon, cost: int, wallet: int, now: datetime) -> int:
+        """Counts what a run would do; answers the credits that it would take."""
+        if rules.due(row, now) == "end":
+            self._done.counts["ended"] += 1
+            return 0
+        cost = row.charge_credits or cost
+        if cost <= wallet:
+            self._done.counts["renewed"] += 1
+            return cost
+        self._done.counts["paused"] += row.status == "active"
+        return 0
+
+    async def _one(self, row: TenantAddon, addon: Addon) -> What | None:
+        charge = await self._begin(row, addon)
+        if not isinstance(charge, Charge):
+            return charge
+        settlement = await carry_out(self._engine, self._ledger, charge, self._clock)
+        return self._judge(settlement)
+
+    async def _begin(self, seen: TenantAddon, addon: Addon) -> Charge | What | None:
+        """Look again under the lock: end what is over, write down the charge of what is due."""
+        now = self._clock()
+        async with transaction(self._engine) as db:
+            subscription = await subscription_store.lock_subscription(db, seen.tenant_id)
+            row = await store.find_addon(db, seen.tenant_id, seen.id)
+            due = rules.due(row, now) if row else None
+            if row is None or due is None:
+                return None
+            if due == "end":
+                after = rules.ended(row)
+                await store.save_addon(db, after)
+                await record_audit(db, row, after, "addon.ended", by_caller=False)
+                await standing.rebuild(db, subscription, now)
+                return "ended"
+            if row.charge is None:
+                row = rules.begin(row, rules.price(addon, row.units), None)
+                await store.save_addon(db, row)
+            return row.charge
+
+    def _judge(self, settlement: Settlement) -> What | None:
+        """What this run did; somebody else's record is somebody else's deed."""
+        if not settlement.recorded:
+            return None
+        match settlement.outcome.kind:
+            case "paid":
+                return "renewed"
+            case "unaffordable":
+                return "paused" if settlement.row.status == "paused" else None
+        refusal = settlement.outcome.refusal
+        if refusal is not None and len(self._done.refused) < ALERTS_MAX:
+            self._done.refused.append(Refused(settlement.row, refusal.reason, refusal.message))
+        return "failed"
