@@ -19,9 +19,9 @@ from shared import clock
 from shared.database import create_engine
 from tests.conftest import TEMPLATE, Database
 from tests.operators.statements import filled
-from tests.subscriptions.conftest import _calm, ledger, room, sandbox
+from tests.subscriptions.conftest import _calm, clock_file, ledger, room, sandbox
 
-__all__ = ["_calm", "ledger", "room", "sandbox"]
+__all__ = ["_calm", "clock_file", "ledger", "room", "sandbox"]
 
 ROOMS = ("ledger", "subscriptions", "webhooks", "scheduler")
 SCHEMAS = (*ROOMS, "ops")

@@ -256,7 +256,6 @@ def test_6_2_the_answer_of_an_escalation_speaks_the_runbooks_words() -> None:
     assert answer["autoDowngraded"] in (1, "1")
 
 
-@staging.later("the past-due ladder (EscalatePastDue)")
 async def test_6_a_tenant_who_never_pays_climbs_the_ladder_and_lands_on_free(
     room: Room, operator: Operator, write_as: WriteAs, tenant: str
 ) -> None:
