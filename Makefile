@@ -52,7 +52,7 @@ bench-long: .venv/.ok ## the same with ten million transactions of history
 TENANTS ?= 100
 DAYS ?= 365
 year: .venv/.ok ## live a year of TENANTS=100 tenants through the suite in minutes, and check the end; SEED=… repeats one
-	@TENANTS=$(TENANTS) DAYS=$(DAYS) SEED=$(SEED) $(BIN)/python -m tests.year
+	@TENANTS=$(TENANTS) DAYS=$(DAYS) SEED=$(SEED) KILLS=$(KILLS) $(BIN)/python -m tests.year
 
 planted: .venv/.ok ## plant the usual bugs in copies of this checkout, or BUGS=no_unique_key: the tests have to catch each
 	@$(BIN)/python -m tests.planted $(BUGS)

@@ -1,0 +1,60 @@
+"""What the house says of itself: proofs, findings, open tasks, jobs that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tests.year.evidence import Evidence
+
+# What a run may report of the provider at the end, when nothing moves any more.
+SYNC_ZERO = ("differences", "tasksQueued", "orphans")
+AUDIT_ZERO = ("findingsOpened", "alerts")
+
+
+def ledger_proofs(evidence: Evidence) -> Iterator[str]:
+    """VerifyLedger proves every account."""
+    proven = {row["tenant_id"] for row in evidence.verifications if row["verified"] and not row["findings"]}
+    for account in evidence.tables["ledger_accounts"]:
+        if account["tenant_id"] not in proven:
+            found = [row for row in evidence.verifications if row["tenant_id"] == account["tenant_id"]]
+            yield f"{account['tenant_id']}: VerifyLedger does not prove it: {found}"
+
+
+def findings(evidence: Evidence) -> Iterator[str]:
+    """No finding is open."""
+    for row in evidence.tables["findings"]:
+        yield f"finding {row['check_type']} ({row['room']}) of {row['tenant_id']}: {row['observed']}"
+
+
+def tasks(evidence: Evidence) -> Iterator[str]:
+    """Nothing is owed any more, nothing was given up, nothing was set aside."""
+    for row in evidence.tables["tasks"]:
+        state = "abandoned" if row["abandoned_at"] else "open"
+        yield f"{state} task {row['task_type']} {row['idempotency_key']} of {row['tenant_id']}: {row['last_error']}"
+    for row in evidence.tables["dead_letters"]:
+        yield f"dead letter {row['event_type']} of {row['tenant_id']}: {row['reason']} {row['last_error']}"
+
+
+def jobs(evidence: Evidence) -> Iterator[str]:
+    """Every job succeeded, the last audit and the last comparison found nothing."""
+    yield from evidence.failed_jobs
+    yield from evidence.told.trouble
+    for name in evidence.unserved:
+        yield f"{name} is not served"
+    sync = evidence.told.sync.get("subscriptions.SyncWithProvider", {})
+    yield from _not_zero("the last comparison with the provider", sync, SYNC_ZERO)
+    if not int(sync.get("compared") or 0) and evidence.provider["subscriptions"]:
+        yield "the last comparison with the provider compared nothing"
+    for call in ("ledger.AuditIntegrity", "subscriptions.AuditSubscriptions"):
+        said = evidence.told.audit.get(call)
+        if said is None or said.get("outcome") != "succeeded":
+            yield f"the last audit: {call} answered {said}"
+        else:
+            yield from _not_zero(f"the last audit, {call}", said, AUDIT_ZERO)
+
+
+def _not_zero(what: str, said: dict[str, Any], names: tuple[str, ...]) -> Iterator[str]:
+    for name in names:
+        if said.get(name) not in (None, 0, "0", []):
+            yield f"{what}: {name} is {said[name]}"
