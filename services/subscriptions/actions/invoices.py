@@ -2,13 +2,17 @@
 
 from datetime import datetime
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from services.subscriptions.errors import UnknownInvoice, UnknownTenant
 from services.subscriptions.rules import invoices as rules
 from services.subscriptions.rules.funding import Payment
+from services.subscriptions.rules.invoices import Invoice
 from services.subscriptions.rules.policy import Supplier
 from services.subscriptions.store import billing_info
 from services.subscriptions.store import invoices as store
+from services.subscriptions.store import subscriptions as tenants
+from shared.database import transaction
 from shared.ids import new_id
 
 
@@ -61,3 +65,26 @@ async def issue_credit_note(
     note = rules.credit_note(new_id("inv"), place, invoice, split, supplier, refund_id=refund_id, now=now)
     await store.insert_invoice(db, note)
     return note.id
+
+
+async def list_invoices(
+    engine: AsyncEngine, *, tenant_id: str, before: tuple[datetime, str] | None, limit: int
+) -> list[Invoice]:
+    """A page of a tenant's documents, newest first."""
+    async with transaction(engine) as db:
+        if await tenants.find_subscription(db, tenant_id) is None:
+            raise UnknownTenant(f"tenant {tenant_id} was never provisioned", tenant_id=tenant_id)
+        return await store.list_invoices(db, tenant_id, before=before, limit=limit)
+
+
+async def get_invoice(
+    engine: AsyncEngine, *, tenant_id: str, invoice_id: str
+) -> tuple[Invoice, Invoice | None]:
+    """A document, and the invoice that it corrects where it is a credit note."""
+    async with transaction(engine) as db:
+        invoice = await store.find_invoice(db, tenant_id, invoice_id)
+        if invoice is None:
+            raise UnknownInvoice(f"tenant {tenant_id} has no invoice {invoice_id}", invoice_id=invoice_id)
+        if invoice.kind == "tax_invoice":
+            return invoice, None
+        return invoice, await store.find_tax_invoice(db, invoice.payment_id)
