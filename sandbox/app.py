@@ -10,7 +10,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sandbox import control, page, rest
+from sandbox import control, page
+from sandbox.rest import doors
 from sandbox.till import Till
 
 # Turns of the loop within which a closed connection is noticed; two are enough.
@@ -39,7 +40,7 @@ def create_app(till: Till) -> ASGIApp:
             Route("/healthz", healthz),
             *page.routes(till),
             *control.routes(till),
-            *rest.routes(till),
+            *doors.routes(till),
         ],
         lifespan=lifespan,
     )

@@ -1,141 +1,86 @@
-"""The control API under /_sandbox: what customers, banks and time do, and what goes wrong."""
+"""The control API under /_sandbox: what happens in the world, and the switches of the sandbox itself."""
 
 import json
 from collections.abc import Awaitable, Callable
-from functools import partial
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from sandbox import rest
+from sandbox import acts
 from sandbox.entities import Entity
 from sandbox.errors import Refusal, WrongKey
-from sandbox.state import charges, checks, due, payments, refunds, subscriptions
-from sandbox.state.world import Record, World
+from sandbox.rest.doors import authorized
+from sandbox.state import checks, due, refunds
 from sandbox.till import Till
-from sandbox.webhooks import Delivery, Manners
+from sandbox.webhooks.delivery import Delivery
 
 LOOPBACK = ("127.0.0.1", "::1", None)
-MOST_STEPS = 10_000
-
-Act = Callable[[World, str, Entity], Any]
+UNITS = ("days", "hours", "minutes", "seconds")
 
 
-def _pay(world: World, subscription_id: str, body: Entity) -> Record:
-    # A second click on "pay" must not take the next cycle's money: that is what `charge` is for.
-    if world.get("subscription", subscription_id).entity["status"] == "active":
-        raise Refusal("This cycle is paid already; charge makes the next one happen")
-    return _charge(world, subscription_id, body)
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request to the control API."""
+
+    body: Entity
+    path: dict[str, str]
+    query: dict[str, str]
 
 
-def _charge(world: World, subscription_id: str, body: Entity) -> Record:
-    international = bool(body.get("international"))
-    return charges.pay(world, subscription_id, method=body.get("method"), international=international)
-
-
-def _authenticate(world: World, subscription_id: str, body: Entity) -> None:
-    charges.authenticate(
-        world,
-        subscription_id,
-        method=body.get("method", "card"),
-        international=bool(body.get("international")),
-        token_paise=int(body.get("token_paise", 0)),
-    )
-
-
-def _cancel(world: World, subscription_id: str, body: Entity) -> None:
-    at_cycle_end = bool(body.get("cancel_at_cycle_end"))
-    subscriptions.cancel(world, subscription_id, at_cycle_end=at_cycle_end, by=body.get("by", "customer"))
-
-
-def _refund(world: World, payment_id: str, body: Entity) -> None:
-    details: Entity = {name: body[name] for name in ("amount", "notes", "receipt") if name in body}
-    refunds.create_refund(world, payment_id, details)
-
-
-def _settle(outcome: str) -> Act:
-    return lambda world, dispute_id, body: refunds.settle_dispute(world, dispute_id, outcome)
-
-
-# What happens in the world outside: each answers the deliveries that it caused.
-ACTS: dict[str, Act] = {
-    "subscriptions/{id}/pay": _pay,
-    "subscriptions/{id}/charge": _charge,
-    "subscriptions/{id}/fail": lambda world, subscription_id, body: charges.fail(world, subscription_id),
-    "subscriptions/{id}/authenticate": _authenticate,
-    "subscriptions/{id}/pause": lambda world, subscription_id, body: subscriptions.pause(
-        world, subscription_id, by=body.get("by", "customer")
-    ),
-    "subscriptions/{id}/resume": lambda world, subscription_id, body: subscriptions.resume(
-        world, subscription_id, by=body.get("by", "customer")
-    ),
-    "subscriptions/{id}/cancel": _cancel,
-    "subscriptions/{id}/outcomes": lambda world, subscription_id, body: due.plan_outcomes(
-        world, subscription_id, body.get("outcomes", [])
-    ),
-    "orders/{id}/pay": lambda world, order_id, body: payments.pay_order(
-        world,
-        order_id,
-        method=body.get("method", "card"),
-        description=body.get("description"),
-        payment_id=body.get("payment_id"),
-    ),
-    "orders/{id}/fail": lambda world, order_id, body: payments.fail_order(
-        world, order_id, method=body.get("method", "upi")
-    ),
-    "payments/{id}/refund": _refund,
-    "payments/{id}/dispute": lambda world, payment_id, body: refunds.open_dispute(
-        world, payment_id, amount=body.get("amount")
-    ),
-    "refunds/{id}/process": lambda world, refund_id, body: refunds.process_refund(world, refund_id),
-    "refunds/{id}/fail": lambda world, refund_id, body: refunds.fail_refund(world, refund_id),
-    "disputes/{id}/lost": _settle("lost"),
-    "disputes/{id}/won": _settle("won"),
-    "disputes/{id}/closed": _settle("closed"),
-    "disputes/{id}/under_review": _settle("under_review"),
-}
+Handler = Callable[[Till, Ask], Any]
 
 
 def routes(till: Till) -> list[Route]:
     """Acts, time, and the switches of the sandbox itself."""
-    handlers: list[tuple[str, str, Callable[[Entity, dict[str, str]], Any]]] = [
-        ("POST", "tick", lambda body, _: _tick(till, body)),
-        ("POST", "checkout_signature", lambda body, _: checkout(till, body)),
-        ("GET", "deliveries", lambda *_: till.sender.list()),
-        ("POST", "deliveries/{id}/replay", lambda _, path: till.sender.replay(path["id"]).as_entity()),
-        ("GET", "webhook_endpoint", lambda *_: _endpoint(till)),
-        ("POST", "webhook_endpoint", lambda body, _: _register(till, body)),
-        ("GET", "faults", lambda *_: _faults(till)),
-        ("POST", "faults", lambda body, _: _add_fault(till, body)),
-        ("DELETE", "faults", lambda *_: _clear_faults(till)),
-        ("GET", "clock", lambda *_: {"now": till.world.clock().isoformat()}),
-    ]
     known = [
         Route(f"/_sandbox/{path}", _guarded(till, handler), methods=[method])
-        for method, path, handler in handlers
+        for method, path, handler in SWITCHES
     ]
-    acts = [
-        Route(f"/_sandbox/{path}", _guarded(till, _acting(till, act)), methods=["POST"])
-        for path, act in ACTS.items()
+    outside = [
+        Route(f"/_sandbox/{path}", _guarded(till, _acting(act)), methods=["POST"])
+        for path, act in acts.ACTS.items()
     ]
-    return known + acts
+    return [*known, Route("/_sandbox/drain", _guarded_drain(till), methods=["POST"]), *outside]
 
 
-def _guarded(
-    till: Till, handler: Callable[[Entity, dict[str, str]], Any]
+def _guarded(till: Till, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Any:
+        return handler(till, Ask(await _body(request), dict(request.path_params), dict(request.query_params)))
+
+    return _endpoint(till, answer)
+
+
+def _guarded_drain(till: Till) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Any:
+        body = await _body(request)
+        patience = float(body.get("timeout", 30))
+        drained = await till.sender.drain(timeout_seconds=patience, hurry=bool(body.get("hurry")))
+        return {
+            "drained": drained,
+            "pending": till.sender.pending,
+            "disabled": till.outbox.endpoint.disabled,
+        }
+
+    return _endpoint(till, answer)
+
+
+def _endpoint(
+    till: Till, answer: Callable[[Request], Awaitable[Any]]
 ) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         try:
             # Free of keys on this machine only: in a container the API's own keys open it.
             host = request.client.host if request.client else None
-            if host not in LOOPBACK and not rest.authorized(till, request):
+            if host not in LOOPBACK and not authorized(till, request):
                 raise WrongKey()
-            return JSONResponse(handler(await _body(request), dict(request.path_params)))
+            return JSONResponse(await answer(request))
         except Refusal as refusal:
             return JSONResponse(refusal.envelope(), status_code=refusal.status)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             return JSONResponse(Refusal(f"A field has the wrong type: {error}").envelope(), status_code=400)
 
     return endpoint
@@ -152,44 +97,42 @@ async def _body(request: Request) -> Entity:
     return body
 
 
-def _acting(till: Till, act: Act) -> Callable[[Entity, dict[str, str]], list[Entity]]:
-    def handler(body: Entity, path: dict[str, str]) -> list[Entity]:
-        _, deliveries = till.ring_up(
-            lambda world: act(world, path["id"], body),
-            deliver=body.get("deliver", True),
-            manners=_manners(body),
-        )
-        return [_shown(delivery) for delivery in deliveries]
-
-    return handler
+def _acting(act: acts.Act) -> Handler:
+    return lambda till, ask: _shown(acts.perform(till, act, ask.path["id"], ask.body), ask.body)
 
 
-def _manners(body: Entity) -> Manners:
-    return Manners(
-        duplicates=int(body.get("duplicates", 0)), shuffle=bool(body.get("shuffle")), seed=body.get("seed")
-    )
+def _shown(deliveries: list[Delivery], body: Entity) -> list[Entity]:
+    names = ("event", "event_id", "body_base64", "headers")
+    if not body.get("bodies", True):
+        return [{"event": delivery.event, "event_id": delivery.event_id} for delivery in deliveries]
+    return [{name: whole[name] for name in names} for whole in (each.as_entity() for each in deliveries)]
 
 
-def _shown(delivery: Delivery) -> Entity:
-    whole = delivery.as_entity()
-    return {name: whole[name] for name in ("event", "event_id", "body_base64", "headers")}
+def _tick(till: Till, ask: Ask) -> list[Entity]:
+    return _shown(acts.tick(till, ask.body), ask.body)
 
 
-def _tick(till: Till, body: Entity) -> list[Entity]:
-    """Lets time do everything that is due by now, oldest first; a long leap makes many cycles."""
-    done: list[Delivery] = []
-    for _ in range(MOST_STEPS):
-        waiting = due.due(till.world)
-        if not waiting:
-            break
-        for subscription_id in waiting:
-            _, deliveries = till.ring_up(
-                partial(due.step, subscription_id=subscription_id),
-                deliver=body.get("deliver", True),
-                manners=_manners(body),
-            )
-            done += deliveries
-    return [_shown(delivery) for delivery in done]
+def _tell(till: Till, ask: Ask) -> list[Entity]:
+    told = acts.perform(till, lambda world, _, body: acts.tell(world, body), "", ask.body)
+    return _shown(told, ask.body)
+
+
+def _move_clock(till: Till, ask: Ask) -> Entity:
+    """By so many days, hours, minutes, seconds, or to a moment."""
+    if unknown := sorted(set(ask.body) - {*UNITS, "to"}):
+        raise Refusal(f"A clock is moved by {', '.join(UNITS)} or to a moment, not by {unknown[0]}")
+    by = timedelta(**{unit: float(ask.body[unit]) for unit in UNITS if unit in ask.body})
+    if "to" in ask.body:
+        moment = datetime.fromisoformat(str(ask.body["to"]))
+        if moment.tzinfo is None:
+            raise Refusal("Say the moment's time zone too, as in 2026-12-01T00:00:00+05:30", field="to")
+        by += moment - till.world.clock()
+    till.move_clock(by)
+    return _clock(till, ask)
+
+
+def _clock(till: Till, _: Ask) -> Entity:
+    return {"now": till.world.clock().isoformat()}
 
 
 def checkout(till: Till, body: Entity) -> Entity:
@@ -203,34 +146,73 @@ def checkout(till: Till, body: Entity) -> Entity:
     return {"razorpay_payment_id": payment_id, **named, "razorpay_signature": signature}
 
 
-def _endpoint(till: Till) -> Entity:
-    return {"url": till.sender.url, "disabled": till.sender.disabled}
+def _deliveries(till: Till, ask: Ask) -> list[Entity]:
+    """What is remembered, by event and status; `bodies=0` leaves the bytes out."""
+    wanted = {name: ask.query[name] for name in ("event", "status") if name in ask.query}
+    return [
+        delivery.as_entity(bodies=ask.query.get("bodies", "1") != "0")
+        for delivery in till.outbox.all()
+        if all(getattr(delivery, name) == value for name, value in wanted.items())
+    ]
 
 
-def _register(till: Till, body: Entity) -> Entity:
-    url = body.get("url")
+def _replay_one(till: Till, ask: Ask) -> Entity:
+    delivery = till.outbox.take_again(ask.path["id"])
+    till.sender.queue([delivery], acts.manners(ask.body), delivery.event_id)
+    return delivery.as_entity()
+
+
+def _replay_missed(till: Till, ask: Ask) -> list[Entity]:
+    missed = till.outbox.take_missed()
+    till.sender.queue(missed, acts.manners(ask.body))
+    return _shown(missed, ask.body)
+
+
+def _register(till: Till, ask: Ask) -> Entity:
+    url, events = ask.body.get("url"), ask.body.get("events")
     if url is not None and not str(url).startswith(("http://", "https://")):
         raise Refusal("The url must start with http:// or https://", field="url")
-    till.sender.register(url, body.get("secret"))
-    return _endpoint(till)
+    if events is not None and not isinstance(events, list):
+        raise Refusal("events is a list of their names", field="events")
+    till.outbox.register(url, ask.body.get("secret"), events)
+    return till.outbox.endpoint.shown()
 
 
-def _faults(till: Till) -> Entity:
-    return {
-        "waiting": [
-            {"kind": fault.kind, "times": fault.times, "method": fault.method, "path": fault.path}
-            for fault in till.faults.waiting
-        ],
-        "list_lag_seconds": till.faults.list_lag_seconds,
-        "hold_refunds": till.faults.hold_refunds,
-    }
+def _add_fault(till: Till, ask: Ask) -> Entity:
+    till.faults.add(ask.body)
+    return till.faults.shown()
 
 
-def _add_fault(till: Till, body: Entity) -> Entity:
-    till.faults.add(body)
-    return _faults(till)
-
-
-def _clear_faults(till: Till) -> Entity:
+def _clear_faults(till: Till, _: Ask) -> Entity:
     till.faults.clear()
-    return _faults(till)
+    return till.faults.shown()
+
+
+def _habits(till: Till, ask: Ask) -> Entity:
+    """How the world behaves until told otherwise; a restart does not change it."""
+    checks.only(ask.body, "fail_share seed refund_window_days")
+    if "fail_share" in ask.body:
+        share, seed = float(ask.body["fail_share"]), int(ask.body.get("seed", 0))
+        till.ring_up(lambda world: due.set_habits(world, fail_share=share, seed=seed))
+    if "refund_window_days" in ask.body:
+        days = int(ask.body["refund_window_days"])
+        till.ring_up(lambda world: refunds.set_window(world, days))
+    return {record.entity["id"]: record.inner for record in till.world.all("habits")}
+
+
+SWITCHES: list[tuple[str, str, Handler]] = [
+    ("POST", "tick", _tick),
+    ("POST", "events", _tell),
+    ("GET", "clock", _clock),
+    ("POST", "clock", _move_clock),
+    ("POST", "checkout_signature", lambda till, ask: checkout(till, ask.body)),
+    ("GET", "deliveries", _deliveries),
+    ("POST", "deliveries/{id}/replay", _replay_one),
+    ("POST", "replay", _replay_missed),
+    ("GET", "webhook_endpoint", lambda till, _: till.outbox.endpoint.shown()),
+    ("POST", "webhook_endpoint", _register),
+    ("GET", "faults", lambda till, _: till.faults.shown()),
+    ("POST", "faults", _add_fault),
+    ("DELETE", "faults", _clear_faults),
+    ("POST", "habits", _habits),
+]

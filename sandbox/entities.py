@@ -9,6 +9,9 @@ Entity = dict[str, Any]
 ISSUER = {"bank": "ICIC", "vpa": "asha.iyer@okhdfcbank"}
 DEFAULT_EMAIL = "asha.iyer@example.com"
 DEFAULT_CONTACT = "+919000000001"
+# What Razorpay writes when it was told nothing.
+NO_EMAIL = "void@razorpay.com"
+BARE_CONTACT = "9000000001"
 
 
 def notes_or_list(notes: Any) -> Any:
@@ -23,27 +26,44 @@ def plan(*, period: str, interval: int, item: Entity, notes: Any, now: int) -> E
         "entity": "plan",
         "interval": interval,
         "period": period,
-        "item": {
-            "id": ids.new_id("item"),
-            "active": True,
-            "name": item["name"],
-            "description": item.get("description"),
-            "amount": item["amount"],
-            "unit_amount": item["amount"],
-            "currency": item.get("currency", "INR"),
-            "type": "plan",
-            "unit": None,
-            "tax_inclusive": False,
-            "hsn_code": None,
-            "sac_code": None,
-            "tax_rate": None,
-            "tax_id": None,
-            "tax_group_id": None,
-            "created_at": now,
-            "updated_at": now,
-        },
+        "item": _item(item, kind="plan", now=now),
         "notes": notes_or_list(notes),
         "created_at": now,
+    }
+
+
+def addon(*, item: Entity, quantity: int, now: int) -> Entity:
+    """An amount that is billed once."""
+    return {
+        "id": ids.new_id("ao"),
+        "entity": "addon",
+        "item": _item(item, kind="addon", now=now),
+        "quantity": quantity,
+        "created_at": now,
+        "subscription_id": None,
+        "invoice_id": None,
+    }
+
+
+def _item(item: Entity, *, kind: str, now: int) -> Entity:
+    return {
+        "id": ids.new_id("item"),
+        "active": True,
+        "name": item["name"],
+        "description": item.get("description"),
+        "amount": item["amount"],
+        "unit_amount": item["amount"],
+        "currency": item.get("currency", "INR"),
+        "type": kind,
+        "unit": None,
+        "tax_inclusive": False,
+        "hsn_code": None,
+        "sac_code": None,
+        "tax_rate": None,
+        "tax_id": None,
+        "tax_group_id": None,
+        "created_at": now,
+        "updated_at": now,
     }
 
 
@@ -226,10 +246,16 @@ def failure(method: str) -> Entity:
 
 
 def invoice(
-    *, subscription_entity: Entity, plan_entity: Entity, order_entity: Entity, start: int, end: int, now: int
+    *,
+    subscription_entity: Entity,
+    lines: list[Entity],
+    order_entity: Entity,
+    start: int | None,
+    end: int | None,
+    now: int,
 ) -> Entity:
     """A subscription's invoice for one cycle: no number, no tax split, as Razorpay makes them."""
-    amount, quantity = order_entity["amount"], subscription_entity["quantity"]
+    amount = order_entity["amount"]
     customer_id = subscription_entity["customer_id"]
     return {
         "id": ids.new_id("inv"),
@@ -251,7 +277,7 @@ def invoice(
         },
         "order_id": order_entity["id"],
         "subscription_id": subscription_entity["id"],
-        "line_items": [_line_item(plan_entity["item"], amount=amount, quantity=quantity)],
+        "line_items": lines,
         "payment_id": None,
         "status": "issued",
         "expire_by": None,
@@ -286,7 +312,8 @@ def invoice(
     }
 
 
-def _line_item(item: Entity, *, amount: int, quantity: int) -> Entity:
+def line_item(item: Entity, *, amount: int, quantity: int) -> Entity:
+    """What a part of an invoice is for."""
     return {
         "id": ids.new_id("li"),
         "item_id": None,
@@ -301,7 +328,7 @@ def _line_item(item: Entity, *, amount: int, quantity: int) -> Entity:
         "taxable_amount": amount,
         "net_amount": amount,
         "currency": item["currency"],
-        "type": "plan",
+        "type": item["type"],
         "tax_inclusive": False,
         "hsn_code": None,
         "sac_code": None,

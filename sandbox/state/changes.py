@@ -101,6 +101,15 @@ def forget_scheduled(world: World, subscription_id: str) -> Record:
     return subscription
 
 
+def forget_offer(world: World, subscription_id: str, offer_id: str) -> Record:
+    """Takes an offer off a subscription."""
+    subscription = world.edit("subscription", subscription_id)
+    if subscription.entity["offer_id"] != offer_id:
+        raise Refusal("The offer is not linked to the subscription", field="offer_id")
+    subscription.entity["offer_id"] = None
+    return subscription
+
+
 def _scheduled_change(subscription: Record) -> Entity:
     change: Entity | None = subscription.inner.get("scheduled_change")
     if change is None:

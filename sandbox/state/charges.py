@@ -3,7 +3,7 @@
 from sandbox import entities
 from sandbox.entities import Entity
 from sandbox.errors import Refusal
-from sandbox.state import payments, refunds, subscriptions
+from sandbox.state import addons, payments, refunds, subscriptions
 from sandbox.state.world import Record, World
 
 ATTEMPTS = 4
@@ -12,15 +12,30 @@ RECURRING = "Recurring Payment via Subscription"
 
 
 def authenticate(
-    world: World, subscription_id: str, *, method: str, international: bool = False, token_paise: int = 0
+    world: World,
+    subscription_id: str,
+    *,
+    method: str,
+    international: bool = False,
+    anonymous: bool = False,
+    token_paise: int = 0,
 ) -> Record:
-    """The customer sets up the mandate and nothing is charged, but for a token that goes back at once."""
+    """The customer sets up the mandate: charged is what was asked upfront, or a token that goes back at once."""
     subscription = world.edit("subscription", subscription_id)
     if subscription.entity["status"] != "created":
         raise Refusal(f"The subscription is already {subscription.entity['status']}")
     _refuse_late(world, subscription)
-    _set_up_mandate(world, subscription, method=method, international=international)
-    if token_paise:
+    start_at = subscription.entity["start_at"]
+    if start_at and start_at <= world.now():
+        raise Refusal(
+            "Subscription's start time is past the current time. Cannot do an auth transaction now.",
+            field="start_at",
+        )
+    _set_up_mandate(world, subscription, method=method, international=international, anonymous=anonymous)
+    if extras := addons.take(subscription):
+        bill(world, subscription, 0, extras)
+        _collect(world, subscription, description=extras[0]["item"]["name"])
+    elif token_paise:
         _token_payment(world, subscription, token_paise)
     subscription.entity["charge_at"] = subscription.entity["start_at"] or world.now()
     subscription.entity["status"] = "authenticated"
@@ -44,12 +59,16 @@ def _token_payment(world: World, subscription: Record, paise: int) -> None:
     world.emit("payment.authorized", ["payment"], payment=payment.entity)
     payments.take(world, payment, order)
     payments.announce_capture(world, payment, order)
+    subscription.inner["last_payment_id"] = payment.entity["id"]
     refund, _ = refunds.create_refund(world, payment.entity["id"], {})
     refunds.process_refund(world, refund.entity["id"])
 
 
-def _set_up_mandate(world: World, subscription: Record, *, method: str, international: bool) -> None:
-    if subscription.entity["customer_id"] is None:
+def _set_up_mandate(
+    world: World, subscription: Record, *, method: str, international: bool, anonymous: bool = False
+) -> None:
+    # Some UPI apps tell Razorpay nothing about who pays.
+    if subscription.entity["customer_id"] is None and not anonymous:
         customer = entities.customer(
             name=None,
             email=entities.DEFAULT_EMAIL,
@@ -65,10 +84,17 @@ def _set_up_mandate(world: World, subscription: Record, *, method: str, internat
         international=international,
         token=method != "netbanking",
     )
+    if anonymous:
+        subscription.inner["instrument"] |= {"email": entities.NO_EMAIL, "contact": entities.BARE_CONTACT}
 
 
 def pay(
-    world: World, subscription_id: str, *, method: str | None = None, international: bool = False
+    world: World,
+    subscription_id: str,
+    *,
+    method: str | None = None,
+    international: bool = False,
+    anonymous: bool = False,
 ) -> Record:
     """The next charge succeeds, whichever it is: first, after a trial, renewal, or recovery. Answers the payment."""
     subscription = world.edit("subscription", subscription_id)
@@ -77,7 +103,14 @@ def pay(
             if subscription.entity["start_at"]:
                 raise Refusal("This subscription starts later: authenticate it, then charge it")
             _refuse_late(world, subscription)
-            return _first_charge(world, subscription, method=method or "card", international=international)
+            _set_up_mandate(
+                world,
+                subscription,
+                method=method or "card",
+                international=international,
+                anonymous=anonymous,
+            )
+            return _first_charge(world, subscription)
         case "authenticated" | "active" | "pending" | "halted" as status:
             if method:
                 _set_up_mandate(world, subscription, method=method, international=international)
@@ -86,9 +119,8 @@ def pay(
             raise Refusal(f"A subscription cannot be charged in {status} status", field="status")
 
 
-def _first_charge(world: World, subscription: Record, *, method: str, international: bool) -> Record:
+def _first_charge(world: World, subscription: Record) -> Record:
     """Seven events about one payment."""
-    _set_up_mandate(world, subscription, method=method, international=international)
     entity = subscription.entity
     _start(world, subscription)
     name = _plan(world, subscription)["item"]["name"]
@@ -126,7 +158,7 @@ def _next_charge(world: World, subscription: Record, status: str) -> Record:
         _announce_charge(world, subscription, payment)
         subscriptions.announce(world, "activated", subscription)
     else:
-        _open_cycle(world, subscription, subscription.entity["current_end"])
+        _open_cycle(world, subscription, subscription.entity["charge_at"])
         _, _, payment = _collect(world, subscription, description=RECURRING)
         _settle_cycle(subscription)
         _announce_charge(world, subscription, payment)
@@ -158,22 +190,29 @@ def _open_cycle(world: World, subscription: Record, start: int) -> None:
     entity["current_end"] = subscriptions.cycle_end(world, subscription, entity["start_at"], cycles)
     entity["remaining_count"] = entity["total_count"] - subscription.inner["cycles"]
     amount = _plan(world, subscription)["item"]["amount"] * entity["quantity"]
-    bill(world, subscription, amount)
+    bill(world, subscription, amount, addons.take(subscription))
 
 
-def bill(world: World, subscription: Record, amount: int) -> Record:
-    """An issued invoice with the order behind it, for the current period."""
+def bill(world: World, subscription: Record, amount: int, extras: list[Entity]) -> Record:
+    """An issued invoice with the order behind it, for the current period; 0 leaves the plan out."""
     plan, entity, now = _plan(world, subscription), subscription.entity, world.now()
+    lines = [
+        entities.line_item(extra["item"], amount=addons.amount([extra]), quantity=extra["quantity"])
+        for extra in extras
+    ]
+    if amount:
+        lines.insert(0, entities.line_item(plan["item"], amount=amount, quantity=entity["quantity"]))
+    total, currency = amount + addons.amount(extras), plan["item"]["currency"]
     order = world.add(
         "order",
-        entities.order(amount=amount, currency=plan["item"]["currency"], receipt=None, notes=[], now=now),
+        entities.order(amount=total, currency=currency, receipt=None, notes=[], now=now),
         capture=True,
     )
     invoice = world.add(
         "invoice",
         entities.invoice(
             subscription_entity=entity,
-            plan_entity=plan,
+            lines=lines,
             order_entity=order.entity,
             start=entity["current_start"],
             end=entity["current_end"],
@@ -231,7 +270,7 @@ def _collect(world: World, subscription: Record, *, description: str) -> tuple[R
 def collect_extra(world: World, subscription: Record, amount: int) -> Record:
     """Charges a difference within the period, with its own invoice; the open invoice of the cycle stays as it is."""
     open_invoice = subscription.inner.get("invoice_id")
-    bill(world, subscription, amount)
+    bill(world, subscription, amount, [])
     _, _, payment = _collect(world, subscription, description=RECURRING)
     subscription.inner["invoice_id"] = open_invoice
     return payment
@@ -276,7 +315,7 @@ def fail(world: World, subscription_id: str) -> Record:
             _start(world, subscription)
             _open_cycle(world, subscription, entity["start_at"])
         case "active":
-            _open_cycle(world, subscription, entity["current_end"])
+            _open_cycle(world, subscription, entity["charge_at"])
         case "pending":
             pass
         case status:
@@ -314,7 +353,7 @@ def _fail_first(world: World, subscription: Record) -> Record:
         notes=[],
         now=world.now(),
     )
-    order = world.add("order", entity, capture=True)
+    order = world.add("order", entity, capture=True, subscription_id=subscription.entity["id"])
     payment = payments.authorize(world, order, payments.instrument("card"), description=None)
     payments.decline(world, payment)
     return payment

@@ -4,6 +4,7 @@ from typing import Any
 
 from sandbox.entities import Entity
 from sandbox.errors import Refusal
+from sandbox.state.world import Record, World
 
 SMALLEST_AMOUNT = 100
 
@@ -42,6 +43,12 @@ def whole(request: Entity, name: str, *, least: int | None = None) -> int:
     return value
 
 
+def now_only(request: Entity, name: str) -> None:
+    """A moment that can only be the word now."""
+    if request.get(name, "now") != "now":
+        raise Refusal(f"The selected {name.replace('_', ' ')} is invalid.", field=name)
+
+
 def truth(value: Any) -> bool:
     """Booleans as the SDKs have sent them over the years."""
     return value in (True, 1, "1", "true")
@@ -59,6 +66,14 @@ def notes(request: Entity) -> Any:
     if any(len(str(item)) > 256 for item in value.values()):
         raise Refusal("The notes value may not be greater than 256 characters.", field="notes")
     return value
+
+
+def edit_notes(world: World, kind: str, entity_id: str, request: Entity) -> Record:
+    """The one thing that can be changed about money afterwards."""
+    only(request, "notes")
+    record = world.edit(kind, entity_id)
+    record.entity["notes"] = notes({"notes": required(request, "notes")})
+    return record
 
 
 def currency(request: Entity) -> str:

@@ -64,7 +64,7 @@ def pay_order(
     order = world.edit("order", order_id)
     if order.entity["status"] == "paid":
         raise Refusal("Your payment has been declined as the order is already paid.")
-    if order.inner.get("invoice_id"):
+    if order.inner.get("invoice_id") or order.inner.get("subscription_id"):
         raise Refusal("This order belongs to a subscription; pay the subscription")
     if payment_id:
         payment = world.edit("payment", payment_id)
@@ -141,6 +141,8 @@ def capture(world: World, payment_id: str, request: Entity) -> Record:
     """Captures an authorised payment once, for exactly its amount."""
     payment = world.edit("payment", payment_id)
     amount = checks.amount(request)
+    if request.get("currency", payment.entity["currency"]) != payment.entity["currency"]:
+        raise Refusal("Capture currency must be the same as the payment currency", field="currency")
     if payment.entity["captured"] or payment.entity["status"] == "refunded":
         raise Refusal("This payment has already been captured")
     if payment.entity["status"] != "authorized":

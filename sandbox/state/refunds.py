@@ -1,4 +1,4 @@
-"""Money going back: refunds and disputes."""
+"""Money that goes back: refunds."""
 
 import json
 import re
@@ -10,7 +10,9 @@ from sandbox.state import checks
 from sandbox.state.world import Record, World
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{10,}")
-_WEEK = 7 * 86_400
+# Banks take nothing back for older payments.
+WINDOW_DAYS = 183
+_DAY = 86_400
 
 
 def create_refund(
@@ -27,7 +29,11 @@ def create_refund(
                 raise Refusal("Different request with the same idempotency key has already been processed.")
             return world.get("refund", used.inner["refund_id"]), False
     payment = world.edit("payment", payment_id)
+    _refuse_old(world, payment.entity)
     amount = _refundable(payment.entity, request)
+    speed = request.get("speed", "normal")
+    if speed not in ("normal", "optimum"):
+        raise Refusal("The selected speed is invalid.", field="speed")
     notes, receipt = checks.notes(request), request.get("receipt")
     entity = entities.refund(
         payment_id=payment_id,
@@ -36,7 +42,7 @@ def create_refund(
         notes=notes,
         receipt=receipt,
         now=world.now(),
-    )
+    ) | {"speed_requested": speed, "speed_processed": "instant" if speed == "optimum" else "normal"}
     refund = world.add("refund", entity)
     if key is not None:
         world.add("refund_key", {"id": key}, content=content, refund_id=entity["id"])
@@ -61,6 +67,18 @@ def _refundable(payment: Entity, request: Entity) -> int:
     return amount
 
 
+def _refuse_old(world: World, payment: Entity) -> None:
+    habit = world.find("habits", "refund_window")
+    days = habit.inner["days"] if habit else WINDOW_DAYS
+    if days and payment["created_at"] < world.now() - days * _DAY:
+        raise Refusal("Refund is not supported by the bank because the payment is more than 6 months old")
+
+
+def set_window(world: World, days: int) -> Record:
+    """For how many days a payment can be refunded; 0 for ever."""
+    return world.add("habits", {"id": "refund_window"}, days=days)
+
+
 def _count_refunded(payment: Entity, change: int) -> None:
     payment["amount_refunded"] += change
     if payment["amount_refunded"] == payment["amount"]:
@@ -76,6 +94,17 @@ def process_refund(world: World, refund_id: str) -> Record:
     reference = "rrn" if payment.entity["method"] == "upi" else "arn"
     refund.entity |= {"status": "processed", "acquirer_data": {reference: ids.digits(12)}}
     _announce(world, "refund.processed", refund, payment)
+    return refund
+
+
+def slow_down(world: World, refund_id: str) -> Record:
+    """An instant refund that turned out to be a normal one: its event has the time inside the payload."""
+    refund = world.edit("refund", refund_id)
+    if refund.entity["speed_processed"] != "instant":
+        raise Refusal("Only an instant refund changes its speed")
+    refund.entity["speed_processed"] = "normal"
+    payment = world.get("payment", refund.entity["payment_id"])
+    _announce(world, "refund.speed_changed", refund, payment, beside={"created_at": world.now()})
     return refund
 
 
@@ -96,59 +125,14 @@ def _pending(world: World, refund_id: str) -> Record:
     return refund
 
 
-def _announce(world: World, name: str, refund: Record, payment: Record) -> None:
-    world.emit(name, ["refund", "payment"], refund=refund.entity, payment=_terse(payment.entity, "token_id"))
+def _announce(
+    world: World, name: str, refund: Record, payment: Record, *, beside: Entity | None = None
+) -> None:
+    shown = terse(payment.entity)
+    world.emit(name, ["refund", "payment"], beside=beside, refund=refund.entity, payment=shown)
 
 
-def _terse(payment: Entity, *absent: str) -> Entity:
+def terse(payment: Entity) -> Entity:
     """The payment as refund and dispute events show it: no description, fewer fields."""
-    hidden = {"emi_plan", "reward", *absent}
+    hidden = {"emi_plan", "reward", "token_id"}
     return {name: value for name, value in payment.items() if name not in hidden} | {"description": None}
-
-
-def open_dispute(world: World, payment_id: str, *, amount: int | None) -> Record:
-    """The customer's bank asks for the money back; nothing is taken yet."""
-    payment = world.get("payment", payment_id)
-    if payment.entity["status"] not in ("captured", "refunded"):
-        raise Refusal("Only captured payments can be disputed")
-    disputed = amount if amount is not None else payment.entity["amount"]
-    if not 0 < disputed <= payment.entity["amount"]:
-        raise Refusal("The disputed amount must be between 1 and the payment's amount", field="amount")
-    now = world.now()
-    entity = entities.dispute(
-        payment_id=payment_id,
-        amount=disputed,
-        currency=payment.entity["currency"],
-        respond_by=now + _WEEK,
-        now=now,
-    )
-    dispute = world.add("dispute", entity)
-    _announce_dispute(world, "created", dispute)
-    return dispute
-
-
-def settle_dispute(world: World, dispute_id: str, outcome: str) -> Record:
-    """The dispute is lost (the money goes now), won, closed, or under review."""
-    dispute = world.edit("dispute", dispute_id)
-    if dispute.entity["status"] not in ("open", "under_review"):
-        raise Refusal(f"The dispute is already {dispute.entity['status']}")
-    dispute.entity["status"] = outcome
-    if outcome == "lost":
-        dispute.entity["amount_deducted"] = dispute.entity["amount"]
-    if outcome in ("won", "under_review"):
-        dispute.entity["evidence"] |= {
-            "summary": "usage logs attached",
-            "access_activity_log": [ids.new_id("doc")],
-            "others": [{"type": "invoice_copy", "document_ids": [ids.new_id("doc")]}],
-            "submitted_at": world.now(),
-        }
-    _announce_dispute(world, outcome, dispute)
-    return dispute
-
-
-def _announce_dispute(world: World, outcome: str, dispute: Record) -> None:
-    payment = _terse(world.get("payment", dispute.entity["payment_id"]).entity, "token_id")
-    if outcome == "won":
-        # Razorpay's own sample shows the payment as it was before its capture.
-        payment |= {"status": "authorized", "captured": False, "fee": None, "tax": None}
-    world.emit(f"payment.dispute.{outcome}", ["payment", "dispute"], payment=payment, dispute=dispute.entity)

@@ -3,7 +3,7 @@
 from sandbox import cycles, entities
 from sandbox.entities import Entity
 from sandbox.errors import Refusal
-from sandbox.state import checks
+from sandbox.state import addons, checks
 from sandbox.state.world import Record, World
 
 ENDED = ("cancelled", "completed", "expired")
@@ -38,7 +38,13 @@ def create(world: World, request: Entity) -> Record:
             raise Refusal("Link expire by cannot be lesser than the current time.", field="expire_by")
     if request.get("customer_id") is not None:
         world.get("customer", str(request["customer_id"]))
-    subscription = world.add("subscription", entities.subscription(request | checked, now=now), cycles=0)
+    subscription = world.add(
+        "subscription",
+        entities.subscription(request | checked, now=now),
+        cycles=0,
+        number=world.count("subscription"),
+        addons=addons.upfront(request, now),
+    )
     if start_at := subscription.entity["start_at"]:
         subscription.entity["end_at"] = cycle_end(world, subscription, start_at, total_count)
     return subscription
@@ -56,7 +62,11 @@ def cancel(world: World, subscription_id: str, *, at_cycle_end: bool, by: str = 
     status = subscription.entity["status"]
     if status in ENDED:
         raise Refusal(f"Subscription is not cancellable in {status} status.", field="status")
-    if at_cycle_end and status in ("active", "pending", "halted", "paused"):
+    if at_cycle_end:
+        if status in ("created", "authenticated"):
+            raise Refusal("Subscription cannot be cancelled since no billing cycle is going on")
+        if not subscription.entity["remaining_count"]:
+            raise Refusal("The subscription is in its final cycle and cannot be cancelled now.")
         subscription.inner["cancel_at_cycle_end"] = True
         return subscription
     end(world, subscription, by=by)
@@ -95,10 +105,23 @@ def resume(world: World, subscription_id: str, *, by: str = "self") -> Record:
         raise Refusal(
             "Subscription paused by the customer can only be resumed by the customer", field="status"
         )
-    subscription.entity.update(status="active", charge_at=subscription.entity["current_end"])
     subscription.inner.update(paused_by=None, paused_at=None)
+    subscription.entity.update(status="active", charge_at=_next_boundary(world, subscription))
     announce(world, "resumed", subscription)
+    if subscription.inner["cycles"] >= subscription.entity["total_count"]:
+        subscription.entity.update(status="completed", ended_at=world.now(), charge_at=None)
+        announce(world, "completed", subscription)
     return subscription
+
+
+def _next_boundary(world: World, subscription: Record) -> int:
+    """The end of the cycle that runs now: those that began during a pause are neither billed nor made up for."""
+    entity, boundary = subscription.entity, int(subscription.entity["current_end"])
+    while boundary <= world.now() and subscription.inner["cycles"] < entity["total_count"]:
+        subscription.inner["cycles"] += 1
+        boundary = cycle_end(world, subscription, entity["start_at"], subscription.inner["cycles"])
+    entity["remaining_count"] = entity["total_count"] - subscription.inner["cycles"]
+    return boundary
 
 
 def announce(world: World, what: str, subscription: Record) -> None:

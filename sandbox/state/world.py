@@ -32,6 +32,8 @@ class Event:
     contains: list[str]
     payload: dict[str, Entity]
     created_at: int
+    # What a few events carry next to their entities, by its place in the payload.
+    beside: dict[str, Any] = field(default_factory=dict)
 
 
 class Journal:
@@ -102,17 +104,21 @@ class World:
         self._records: dict[str, dict[str, Record]] = {}
         self._staged: dict[tuple[str, str], Record] = {}
         self._events: list[Event] = []
+        self._written = 0
         if journal is not None:
             self._recall(journal)
 
     def _recall(self, journal: Journal) -> None:
-        lines = 0
         for record in journal.read():
             self._keep(record)
-            lines += 1
+            self._written += 1
+
+    def compact(self) -> None:
+        """Replaces a journal that is mostly history by what is left of it."""
         kept = [record for records in self._records.values() for record in records.values()]
-        if lines > 2 * len(kept) + 1_000:
-            journal.rewrite(kept)
+        if self._journal is not None and self._written > 2 * len(kept) + 1_000:
+            self._journal.rewrite(kept)
+            self._written = len(kept)
 
     def now(self) -> int:
         """Unix seconds by the sandbox's clock."""
@@ -151,14 +157,22 @@ class World:
         """Every kept record of a kind, oldest first; what is staged is not yet among them."""
         return list(self._records.get(kind, {}).values())
 
+    def count(self, kind: str) -> int:
+        """How many records of a kind are kept."""
+        return len(self._records.get(kind, ()))
+
     def remove(self, kind: str, entity_ids: list[str]) -> None:
         """Forgets records of which nobody will ask again; the journal keeps them until it is compacted."""
         for entity_id in entity_ids:
             self._records.get(kind, {}).pop(entity_id, None)
 
-    def emit(self, name: str, contains: list[str], **payload: Entity) -> None:
+    def emit(
+        self, name: str, contains: list[str], *, beside: dict[str, Any] | None = None, **payload: Entity
+    ) -> None:
         """Stages an event with a snapshot of its entities as they are now."""
-        self._events.append(Event(name, contains, copy.deepcopy(payload), self.now()))
+        self._events.append(
+            Event(name, contains, copy.deepcopy(payload), self.now(), copy.deepcopy(beside or {}))
+        )
 
     def events(self) -> list[Event]:
         """The staged events, in order."""
@@ -170,6 +184,7 @@ class World:
         self.rollback()
         if records and self._journal is not None:
             self._journal.append(records)
+            self._written += len(records)
         for record in records:
             self._keep(record)
 

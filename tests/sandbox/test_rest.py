@@ -384,7 +384,10 @@ def test_a_click_pays_and_hands_over_what_checkout_would(a: Builder, sdk: Any) -
     assert "paid already" in again["error"]["description"]
     assert order_paid["status"] == "paid"
     assert sdk.utility.verify_payment_signature(order_paid["checkout"])
-    assert trial == {"status": "authenticated"}
+    assert trial["status"] == "authenticated"
+    assert sdk.utility.verify_subscription_payment_signature(trial["checkout"])
+    token = sdk.payment.fetch(trial["checkout"]["razorpay_payment_id"])
+    assert (token["amount"], token["refund_status"]) == (500, "full")
     assert "not found" in click(subscription_id, "cancel")["error"]["description"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sandbox.state.world import Event
-from sandbox.webhooks import serialise, sign
+from sandbox.webhooks.delivery import serialise, sign
 from tests.sandbox.conftest import Builder
 from tests.sandbox.running import WEBHOOK_SECRET, Sandbox
 

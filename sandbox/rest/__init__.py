@@ -1,0 +1,1 @@
+"""Razorpay's REST API under /v1, for the official SDK."""

@@ -1,0 +1,1 @@
+"""Webhooks: what is sent, and how it is sent."""
