@@ -109,7 +109,7 @@ HISTORIES: dict[Callable[[], list[PaymentEvent]], tuple[int, str, str]] = {
     first_charge: (1, "pro", "active"),
     renewal_that_fails_first: (2, "pro", "active"),
     still_failing: (1, "pro", "past_due"),
-    cancelled_with_a_late_charge: (2, "free", "canceled"),
+    cancelled_with_a_late_charge: (2, "pro", "active"),
     paused_and_resumed: (1, "pro", "active"),
     a_bought_pack: (2, "pro", "active"),
 }

@@ -14,17 +14,13 @@ from services.subscriptions.actions.invoices import issue_credit_note, issue_tax
 from services.subscriptions.rules.billing_info import BillingInfo
 from services.subscriptions.rules.funding import Payment
 from services.subscriptions.rules.lifecycle import Subscription
-from services.subscriptions.rules.policy import Supplier
 from services.subscriptions.store import billing_info
 from services.subscriptions.store import subscriptions as tenants
 from shared import database as shared_database
 from shared.database import transaction
 from shared.ids import new_id
 from tests.conftest import Database
-
-NOW = datetime(2026, 11, 20, 6, 30, tzinfo=UTC)
-SELLER = Supplier("Example Software Private Limited", "29AABCU9603R1ZJ", "29", "1 MG Road, Bengaluru 560001")
-ELSEWHERE = BillingInfo(company_name="Fabrikam LLP", gstin="27AAPFU0939F1ZV", state_code="27")
+from tests.subscriptions.invoicing import ELSEWHERE, NOW, SELLER, payment
 
 
 @pytest.fixture(scope="module")
@@ -99,26 +95,6 @@ class Lost(Exception):
 @pytest.fixture
 def books(engine: AsyncEngine, database: Database) -> Books:
     return Books(engine, database.admin_url)
-
-
-def payment(tenant: str, amount: int = 235_882) -> Payment:
-    return Payment(
-        id=new_id("pay"),
-        tenant_id=tenant,
-        purpose="plan_cycle",
-        razorpay_subscription_id="sub_1",
-        order_id="",
-        invoice_id="",
-        purchase_id=None,
-        plan_id="pro",
-        billing_cycle="monthly",
-        amount_paise=amount,
-        currency="INR",
-        method="card",
-        period_start=NOW,
-        period_end=NOW + timedelta(days=30),
-        received_at=NOW,
-    )
 
 
 async def test_a_payment_has_one_invoice(books: Books, tenant: str) -> None:

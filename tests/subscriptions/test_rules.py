@@ -184,8 +184,8 @@ def decide(event, **situation):
         ("payment.captured", "not_a_funding_fact"),
         ("order.paid", "not_a_funding_fact"),
         ("invoice.paid", "not_a_funding_fact"),
-        ("refund.processed", "recorded_only"),
-        ("payment.dispute.lost", "recorded_only"),
+        ("refund.processed", "no_refund"),
+        ("payment.dispute.lost", "no_dispute"),
         ("virtual_account.credited", "unknown_event"),
     ],
 )

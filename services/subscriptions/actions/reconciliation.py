@@ -273,6 +273,12 @@ async def list_tasks(
         return await store.list_tasks(db, tenant_id=tenant_id, state=state, after=after, limit=limit)
 
 
+async def list_newest(engine: AsyncEngine, *, tenant_id: str, limit: int) -> list[Task]:
+    """A tenant's newest tasks, in the order in which they arose."""
+    async with transaction(engine) as db:
+        return await store.list_newest(db, tenant_id, limit=limit)
+
+
 async def cleanup(engine: AsyncEngine, *, now: datetime, dry_run: bool) -> int:
     """Delete what was done or answered long ago."""
     async with transaction(engine) as db:

@@ -67,6 +67,20 @@ class Quote:
         """What is charged now."""
         return self.amount_paise + self.tax_paise
 
+    def as_json(self) -> dict[str, Any]:
+        """The inverse of `from_json`."""
+        return {
+            name: value.isoformat() if isinstance(value, datetime) else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "Quote":
+        """A quote as it was kept with an answer."""
+        return cls(
+            **stored | {name: _moment(stored[name]) for name in ("effective_at", "quoted_at", "expires_at")}
+        )
+
     def token(self, secret: str) -> str:
         """Names this quote to its execution."""
         told = json.dumps({"quoted_at": self.quoted_at.isoformat(), "digest": self._digest(secret)})
@@ -83,6 +97,10 @@ class Quote:
                 "the quote no longer holds: call PreviewChange again and show the customer the new one",
                 cause="the catalogue, the subscription or its credits changed",
             )
+
+
+def _moment(stored: str | None) -> datetime | None:
+    return datetime.fromisoformat(stored) if stored else None
 
 
 def quoted_at(token: str, now: datetime, policy: Policy) -> datetime:
@@ -121,12 +139,13 @@ def quote(
         raise NoSubscription(
             "the tenant has no paid subscription: use Checkout", status=row.status, plan_code=row.plan_id
         )
-    if row.has_pending_change and not pending_ok:
+    if row.has_pending_change:
         raise ChangePending(
             "another change is under way: CancelPendingChange first",
             kind=row.pending_kind or "",
             since=row.pending_since.isoformat() if row.pending_since else "",
         )
+    cycle = (cycle or row.billing_cycle) if plan.is_paid else None
     kind = _kind(situation, plan, cycle)
     ends_at = _end_of_what_is_paid(row, live, kind, at)
     upgrade = kind == "upgrade"
@@ -135,16 +154,15 @@ def quote(
         refund = unused_paise(situation.paid, at)
         if refund and policy.upgrade_credits == "delta_prorated":
             credits = sum(unused_credits(grant, taken, at) for grant, taken in situation.grants)
-    paid_plan = cycle is not None and plan.is_paid
-    drips = paid_plan and cycle == "yearly" and plan.credit_cadence == "monthly"
+    drips = cycle == "yearly" and plan.credit_cadence == "monthly"
     return Quote(
         kind=kind,
         plan_id=plan.code,
-        billing_cycle=cycle if paid_plan else None,
+        billing_cycle=cycle,
         amount_paise=plan.price_paise(cycle) if upgrade and cycle else 0,
         tax_paise=plan.tax_paise(cycle) if upgrade and cycle else 0,
         refund_paise=refund,
-        credits_granted=(plan.base_credits if drips else plan.credits(cycle)) if cycle and paid_plan else 0,
+        credits_granted=(plan.base_credits if drips else plan.credits(cycle)) if cycle else 0,
         credits_revoked=credits,
         effective_at=None if upgrade else ends_at,
         catalog_version=situation.catalog.version,

@@ -4,9 +4,10 @@ The newest purchase that is set up is the live one. Once it was paid, no older o
 cancelled, so that two never charge, and what they paid ahead goes back (`rules/changes.py`).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from services.subscriptions.rules.catalog import FREE, Cycle
 from services.subscriptions.rules.fence import KnownSubscription
@@ -61,6 +62,22 @@ class Subscription:
     def ends_at(self) -> datetime | None:
         """When what is paid for, or the trial, is over."""
         return self.trial_end if self.status == "trialing" else self.current_period_end
+
+    def as_json(self) -> dict[str, Any]:
+        """The inverse of `from_json`."""
+        return {
+            name: value.isoformat() if isinstance(value, datetime) else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Subscription":
+        """A row as it was kept with an answer."""
+        values = dict(stored)
+        for name in cls.__dataclass_fields__:
+            if name.endswith(("_at", "_since", "_end", "_start")) and isinstance(values.get(name), str):
+                values[name] = datetime.fromisoformat(values[name])
+        return cls(**values)
 
     def without_pending(self) -> "Subscription":
         """The row with no change waiting."""

@@ -90,11 +90,10 @@ async def find_refund(
     return Refund(**row._mapping) if row else None
 
 
-async def find_refund_by_key(db: AsyncConnection, tenant_id: str, key: str) -> Refund | None:
-    """The refund that an operator asked for under this key."""
-    query = select(*_REFUND).where(refunds.c.tenant_id == tenant_id, refunds.c.idempotency_key == key)
-    row = (await db.execute(query)).one_or_none()
-    return Refund(**row._mapping) if row else None
+async def get_refund(db: AsyncConnection, refund_id: str) -> Refund:
+    """A refund by our own id."""
+    row = (await db.execute(select(*_REFUND).where(refunds.c.id == refund_id))).one()
+    return Refund(**row._mapping)
 
 
 async def insert_refund(

@@ -132,6 +132,14 @@ async def list_tasks(
     return [Task(**row._mapping) for row in await db.execute(query)]
 
 
+async def list_newest(db: AsyncConnection, tenant_id: str, *, limit: int) -> list[Task]:
+    """A tenant's newest tasks, in the order in which they arose."""
+    rows = await db.execute(
+        select(*_TASK).where(queue.c.tenant_id == tenant_id).order_by(queue.c.position.desc()).limit(limit)
+    )
+    return sorted((Task(**row._mapping) for row in rows), key=lambda task: task.position)
+
+
 async def find_task(db: AsyncConnection, task_id: str, *, lock: bool = False) -> Task | None:
     """A task by its id."""
     query = select(*_TASK).where(queue.c.id == task_id)

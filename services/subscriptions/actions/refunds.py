@@ -1,0 +1,186 @@
+"""RefundPayment and PromotePendingChange: what operators decide about money and pending purchases."""
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from services.subscriptions.actions import standing
+from services.subscriptions.errors import (
+    NoPendingChange,
+    RefundExceedsPayment,
+    UnknownPayment,
+    WrongStatus,
+)
+from services.subscriptions.rules import claims, tasks
+from services.subscriptions.rules.catalog import Cycle
+from services.subscriptions.rules.claims import Claim
+from services.subscriptions.rules.funding import Refund
+from services.subscriptions.store import keys
+from services.subscriptions.store import money as store
+from services.subscriptions.store import subscriptions as subscription_store
+from services.subscriptions.store import tasks as task_store
+from shared.database import transaction
+from shared.ids import new_id
+
+REFUND = "RefundPayment"
+PROMOTE = "PromotePendingChange"
+
+
+@dataclass(frozen=True)
+class Refunded:
+    """A refund as it stands, and the credits that it takes as far as they are not spent."""
+
+    refund: Refund
+    credits_to_revoke: int
+    replayed: bool
+
+
+async def refund_payment(
+    engine: AsyncEngine,
+    *,
+    tenant_id: str,
+    idempotency_key: str,
+    payment_id: str,
+    amount_paise: int | None,
+    actor: str,
+    reason: str,
+    now: datetime,
+) -> Refunded:
+    """Owe the customer money, once per key; the provider is asked by a task that knows its own idempotency key."""
+    key: dict[str, Any] = {
+        "tenant_id": tenant_id,
+        "method": REFUND,
+        "key": idempotency_key,
+        "request": {
+            "payment_id": payment_id,
+            "amount_paise": amount_paise,
+            "actor": actor,
+            "reason": reason,
+        },
+    }
+    async with transaction(engine) as db:
+        await subscription_store.lock_subscription(db, tenant_id)
+        answer = await keys.find_answer(db, **key)
+        if answer is not None:
+            found = await store.get_refund(db, answer["refund_id"])
+            return Refunded(found, answer["credits_to_revoke"], replayed=True)
+        await store.lock_payment(db, payment_id)
+        payment = await store.find_payment(db, payment_id)
+        if payment is None or payment.tenant_id != tenant_id:
+            raise UnknownPayment(f"the tenant has no payment {payment_id}", payment_id=payment_id)
+        refund = await _new_refund(db, payment, amount_paise)
+        credits = await _credits(db, payment, refund)
+        await store.insert_refund(
+            db, refund, tenant_id=tenant_id, reason=reason, actor=actor, idempotency_key=idempotency_key
+        )
+        await task_store.insert_task(db, tasks.refund_payment(tenant_id, refund, notes={}), now)
+        await standing.record_change(
+            db,
+            tenant_id,
+            "payment.refunded",
+            {},
+            asdict(refund),
+            actor_type="operator",
+            actor_id=actor,
+            reason=reason,
+        )
+        told = {"refund_id": refund.id, "credits_to_revoke": credits}
+        await keys.insert_answer(db, **key, answer=told)
+    return Refunded(refund, credits, replayed=False)
+
+
+async def _new_refund(db: AsyncConnection, payment: store.Captured, amount_paise: int | None) -> Refund:
+    given_back = await store.given_back_paise(db, payment.id)
+    left = payment.amount_paise - given_back
+    amount = left if amount_paise is None else amount_paise
+    if amount > left or amount < claims.SMALLEST_REFUND_PAISE:
+        raise RefundExceedsPayment(
+            f"{left} paise are left of this payment, and the provider refunds no less than ₹1",
+            captured_paise=payment.amount_paise,
+            refunded_paise=given_back,
+        )
+    return Refund(new_id("rfd"), payment.id, None, "refund", amount, payment.currency, "pending")
+
+
+async def _credits(db: AsyncConnection, payment: store.Captured, refund: Refund) -> int:
+    """What this refund will take once it is processed, after those that are under way."""
+    granted = await store.list_granted(db, payment.id)
+    taken = await store.list_revocations(db, payment.tenant_id, [grant.reference_id for grant in granted])
+    decided = {each.cause_id for each in taken}
+    before = [
+        Claim("refund", each.provider_refund_id or each.id, each.amount_paise)
+        for each in await store.list_refunds(db, payment.id)
+        if each.kind == "refund" and each.status != "failed"
+    ]
+    lost = await store.list_lost(db, payment.id)
+    gone = [claim for claim in [*before, *lost] if claim.id in decided]
+    coming = [claim for claim in [*before, *lost] if claim.id not in decided]
+    new = claims.revocations(
+        payment.amount_paise,
+        granted,
+        [*gone, *coming, Claim("refund", refund.id, refund.amount_paise)],
+        taken,
+    )
+    return sum(each.credits for each in new if each.cause_id == refund.id)
+
+
+async def get_refund(engine: AsyncEngine, refund_id: str) -> Refund:
+    """A refund as it stands."""
+    async with transaction(engine) as db:
+        return await store.get_refund(db, refund_id)
+
+
+async def find_pending(engine: AsyncEngine, *, tenant_id: str, idempotency_key: str) -> tuple[str, bool]:
+    """The provider's subscription that a tenant's pending change waits for, and whether an earlier call promoted it."""
+    async with transaction(engine) as db:
+        row = await subscription_store.lock_subscription(db, tenant_id)
+        answer = await keys.find_answer(
+            db, tenant_id=tenant_id, method=PROMOTE, key=idempotency_key, request={}
+        )
+        if answer is not None:
+            return str(answer["subscription_id"]), True
+    if row.pending_razorpay_subscription_id is None:
+        raise NoPendingChange("there is no pending purchase to promote")
+    return row.pending_razorpay_subscription_id, False
+
+
+async def record_promotion(
+    engine: AsyncEngine,
+    *,
+    tenant_id: str,
+    idempotency_key: str,
+    subscription_id: str,
+    actor: str,
+    reason: str,
+) -> tuple[str, Cycle | None]:
+    """After the provider's word was taken: the plan and cycle now, if the pending purchase is the live one."""
+    async with transaction(engine) as db:
+        row = await subscription_store.lock_subscription(db, tenant_id)
+        if row.razorpay_subscription_id != subscription_id:
+            known = await subscription_store.find_known(db, subscription_id)
+            raise WrongStatus(
+                "the provider says that it is not paid: the customer has to complete the checkout",
+                status=known.status if known else "unknown",
+                allowed="active",
+            )
+        key: dict[str, Any] = {
+            "tenant_id": tenant_id,
+            "method": PROMOTE,
+            "key": idempotency_key,
+            "request": {},
+        }
+        if await keys.find_answer(db, **key) is None:
+            await standing.record_change(
+                db,
+                tenant_id,
+                "change.promoted",
+                {},
+                {"plan_id": row.plan_id, "subscription_id": subscription_id},
+                actor_type="operator",
+                actor_id=actor,
+                reason=reason,
+            )
+            await keys.insert_answer(db, **key, answer={"subscription_id": subscription_id})
+        return row.plan_id, row.billing_cycle
