@@ -41,9 +41,7 @@ class FlakyLedger(grpc.GenericRpcHandler):
                 answer: bytes = await self._channel.unary_unary(method)(request, metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 if cut is None:
-                    await context.abort(
-                        error.code(), error.details() or "", tuple(error.trailing_metadata())
-                    )
+                    await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata()))
             if cut is Cut.AFTER:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "lost on the way back")
             return answer

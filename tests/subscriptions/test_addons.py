@@ -1,0 +1,435 @@
+"""Add-ons: one debit for each period, whatever is repeated, lost or raced, and limits that follow at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from billing.ledger.v1 import ledger_admin_pb2
+from billing.subscriptions.v1 import subscriptions_maintenance_pb2_grpc as maintenance_grpc
+from billing.subscriptions.v1 import subscriptions_pb2 as pb
+from billing.subscriptions.v1 import subscriptions_pb2_grpc as pb_grpc
+from pydantic import SecretStr
+
+from services.subscriptions.clients.razorpay import Razorpay
+from shared import clock
+from shared.errors import BillingError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from shared.rpc.client import open_channel
+from tests.conftest import Database
+from tests.ledger.conftest import SECRETS, Travel
+from tests.sandbox.running import KEY_ID, KEY_SECRET
+from tests.subscriptions.addon_books import Books, books
+from tests.subscriptions.conftest import MovableClock, Room, serving
+from tests.subscriptions.flaky_ledger import Cut, FlakyLedger, flaky
+
+PERIOD = timedelta(days=30)
+
+
+@asynccontextmanager
+async def another_room(room: Room, database: Database) -> AsyncIterator[tuple[Any, Any, FlakyLedger]]:
+    """A second process of the room, whose line to the ledger loses what a test says."""
+    razorpay = Razorpay(api_url=room.sandbox.url, key_id=KEY_ID, key_secret=KEY_SECRET)
+    async with (
+        flaky(room.ledger.address) as line,
+        serving(database, line.address, razorpay, MovableClock()) as (address, _, _),
+        open_channel(address, SecretStr(SECRETS["gateway_secret"])) as product,
+        open_channel(address, SecretStr(SECRETS["room_secret"])) as rooms,
+    ):
+        yield (
+            pb_grpc.SubscriptionsServiceStub(product),
+            maintenance_grpc.SubscriptionsMaintenanceServiceStub(rooms),
+            line,
+        )
+
+
+async def test_an_add_on_is_bought_with_credits_and_raises_its_limit(room: Room, tenant: str) -> None:
+    of = await books(room, tenant, 1000)
+    before = await of.limit()
+    began = datetime.now(UTC)
+
+    bought = await of.buy(units=2)
+
+    assert (bought.credits, bought.replayed) == (600, False)
+    assert (bought.addon.status, bought.addon.units) == (pb.ADDON_STATUS_ACTIVE, 2)
+    assert bought.addon.credits_per_period == 600
+    renewal = bought.addon.next_renewal_at.ToDatetime(UTC)
+    assert began + PERIOD <= renewal <= datetime.now(UTC) + PERIOD
+    assert await of.limit() == before + 2
+    assert await of.available() == 400
+    [debit] = of.debits()
+    assert (debit["reason"], debit["amount"]) == ("addon.seat", -600)
+    assert debit["idempotency_key"] == f"addon:{bought.addon.tenant_addon_id}:1:1"
+    assert debit["reference_id"] == f"{bought.addon.tenant_addon_id}:1"
+    [audit] = room.rows(
+        "SELECT * FROM billing_audit_log WHERE resource_id = %s", bought.addon.tenant_addon_id
+    )
+    assert (audit["action"], audit["metadata"]["after"]["status"]) == ("addon.bought", "active")
+    assert await of.listed() == [bought.addon]
+    of.assert_charged_once(settled=True)
+    await of.assert_entitled()
+
+
+async def test_the_same_key_answers_the_same_and_another_purchase_is_refused(room: Room, tenant: str) -> None:
+    of = await books(room, tenant, 1000)
+    bought = await of.buy()
+    await of.cancel(bought.addon.tenant_addon_id)
+
+    again = await of.buy()
+
+    assert (again.replayed, again.addon, again.credits) == (True, bought.addon, 300)
+    with pytest.raises(FailedPrecondition) as other_content:
+        await of.buy(units=5)
+    assert other_content.value.reason == "IDEMPOTENCY_KEY_REUSED"
+    assert other_content.value.metadata["field"] == "units"
+    with pytest.raises(FailedPrecondition) as twice:
+        await of.buy(key="another")
+    assert twice.value.reason == "ADDON_EXISTS"
+    assert twice.value.metadata["tenant_addon_id"] == bought.addon.tenant_addon_id
+    assert twice.value.metadata["status"] == "canceling"
+    assert len(of.debits()) == 1
+
+
+async def test_what_credits_do_not_cover_leaves_nothing_behind(room: Room, tenant: str) -> None:
+    of = await books(room, tenant, 100)
+    before = await of.limit()
+
+    for _ in range(2):
+        with pytest.raises(FailedPrecondition) as refused:
+            await of.buy()
+        assert refused.value.reason == "INSUFFICIENT_CREDITS"
+        assert refused.value.metadata == {"available": "100", "requested": "300", "shortfall": "200"}
+        await of.fund(1000)  # the same key repeats its answer all the same
+
+    assert of.debits() == []
+    assert await of.listed() == []
+    assert (await of.renew()).renewed == 0 or of.debits() == []
+    assert await of.limit() == before
+    assert (await of.buy(key="after the top-up")).credits == 300
+    assert await of.limit() == before + 1
+    [refused_row, bought] = of.rows()
+    assert (refused_row["status"], bought["status"]) == ("canceled", "active")
+    with pytest.raises(NotFound) as nothing:
+        await of.resume(refused_row["id"])
+    assert nothing.value.reason == "UNKNOWN_ADDON"
+
+
+@pytest.mark.parametrize("cut", list(Cut))
+async def test_a_lost_call_is_resumed_under_its_key(
+    room: Room, database: Database, tenant: str, cut: Cut
+) -> None:
+    of = await books(room, tenant, 1000)
+    before = await of.limit()
+    async with another_room(room, database) as (product, _, line):
+        line.decide = lambda: cut
+        with pytest.raises(Unavailable) as lost:
+            await of.buy(door=product)
+        assert lost.value.reason == "LEDGER_UNAVAILABLE"
+        assert len(of.debits()) == (cut is Cut.AFTER)
+    [pending] = await of.listed()
+    assert pending.status == pb.ADDON_STATUS_PENDING
+    assert await of.limit() == before
+    of.assert_charged_once(settled=False)
+    with pytest.raises(FailedPrecondition) as busy:
+        await of.buy(key="another")
+    assert busy.value.reason == "ADDON_EXISTS"
+
+    bought = await of.buy()
+
+    assert (bought.addon.status, bought.replayed) == (pb.ADDON_STATUS_ACTIVE, True)
+    assert bought.addon.tenant_addon_id == pending.tenant_addon_id
+    assert await of.limit() == before + 1
+    of.assert_charged_once(settled=True)
+
+
+async def test_the_job_finishes_a_purchase_that_nobody_asked_about_again(
+    room: Room, database: Database, tenant: str
+) -> None:
+    of = await books(room, tenant, 1000)
+    async with another_room(room, database) as (product, maintenance, line):
+        line.decide = lambda: Cut.AFTER
+        with pytest.raises(Unavailable):
+            await of.buy(door=product)
+        assert (await of.renew(door=maintenance)).failed >= 1
+    # The price of a charge that is under way stays, or its key would no longer fit.
+    room.change("UPDATE addon_catalog SET credits = 7 WHERE id = 'seat'")
+    try:
+        await of.renew()
+    finally:
+        room.change("UPDATE addon_catalog SET credits = 300 WHERE id = 'seat'")
+
+    [row] = of.rows()
+    assert (row["status"], row["period"], row["charge_credits"]) == ("active", 1, None)
+    of.assert_charged_once(settled=True)
+    await of.assert_entitled()
+    late = await of.buy()
+    assert (late.replayed, late.credits, late.addon.status) == (True, 300, pb.ADDON_STATUS_ACTIVE)
+
+
+async def test_many_purchases_at_once_are_one(room: Room, tenant: str) -> None:
+    of = await books(room, tenant, 10_000)
+
+    same = await asyncio.gather(*(of.buy("seat", "same") for _ in range(8)))
+    others = await asyncio.gather(*(of.buy("storage", f"key {n}") for n in range(8)), return_exceptions=True)
+
+    assert len({answer.addon.tenant_addon_id for answer in same}) == 1
+    bought = [each for each in others if isinstance(each, pb.BuyAddonResponse)]
+    refused = [each.reason for each in others if isinstance(each, BillingError)]
+    assert (len(bought), set(refused), len(refused)) == (1, {"ADDON_EXISTS"}, 7)
+    assert [debit["amount"] for debit in of.debits()] == [-300, -400]
+    of.assert_charged_once(settled=True)
+    await of.assert_entitled()
+
+
+async def test_a_period_is_renewed_once_by_any_number_of_runs(
+    room: Room, tenant: str, travel: Travel
+) -> None:
+    of = await books(room, tenant, 1000)
+    bought = await of.buy()
+    first = bought.addon.next_renewal_at.ToDatetime(UTC)
+    await of.renew()
+    assert len(of.debits()) == 1, "nothing is due yet"
+
+    travel.forward(days=30, hours=1)
+    foreseen = await of.renew(dry_run=True)
+    assert foreseen.renewed >= 1
+    assert len(of.debits()) == 1, "a dry run charges nothing"
+    await asyncio.gather(*(of.renew() for _ in range(4)))
+
+    [row] = of.rows()
+    assert (row["status"], row["period"], row["next_renewal"]) == ("active", 2, first + PERIOD)
+    assert [debit["reference_id"] for debit in of.debits()] == [f"{row['id']}:1", f"{row['id']}:2"]
+    of.assert_charged_once(settled=True)
+    actions = room.rows(
+        "SELECT action FROM billing_audit_log WHERE resource_id = %s ORDER BY created_at, id", row["id"]
+    )
+    assert [each["action"] for each in actions] == ["addon.bought", "addon.renewed"]
+
+
+async def test_after_a_standstill_one_period_is_charged(room: Room, tenant: str, travel: Travel) -> None:
+    of = await books(room, tenant, 10_000)
+    await of.buy()
+
+    travel.forward(days=200)
+    await of.renew()
+    await of.renew()
+
+    [row] = of.rows()
+    assert (row["period"], len(of.debits())) == (2, 2)
+    assert clock.now() + PERIOD - timedelta(minutes=1) <= row["next_renewal"] <= clock.now() + PERIOD
+
+
+async def test_want_of_credits_pauses_and_new_credits_start_again(
+    room: Room, tenant: str, travel: Travel
+) -> None:
+    of = await books(room, tenant, 350)
+    before = await of.limit()
+    addon = (await of.buy()).addon.tenant_addon_id
+
+    travel.forward(days=31)
+    assert (await of.renew(dry_run=True)).paused >= 1
+    assert (await of.renew()).paused >= 1
+
+    assert await of.limit() == before, "the ledger's limits follow within the same call"
+    [row] = of.rows()
+    assert (row["status"], row["period"], row["attempt"]) == ("paused", 1, 2)
+    assert row["paused_at"] is not None
+    [alert] = (await room.current(tenant)).alerts
+    assert (alert.kind, alert.subject) == (pb.TENANT_ALERT_KIND_ADDON_PAUSED, "seat")
+    assert alert.since_at.ToDatetime(UTC) == row["paused_at"]
+    [notice] = room.rows("SELECT * FROM billing_notifications WHERE tenant_id = %s", tenant)
+    assert (notice["kind"], notice["cycle_ref"]) == ("addon_paused", f"{addon}:2")
+    assert notice["payload"]["credits"] == 300
+    assert notice["payload"]["available"] == 50
+    await of.renew()
+    assert [each["attempt"] for each in of.rows()] == [2], "without new credits nothing is tried"
+
+    await of.fund(300)
+    await of.renew()
+
+    [row] = of.rows()
+    assert (row["status"], row["period"], row["attempt"], row["paused_at"]) == ("active", 2, 1, None)
+    assert of.debits()[-1]["idempotency_key"] == f"addon:{addon}:2:2"
+    assert row["next_renewal"] > clock.now() + PERIOD - timedelta(minutes=1), "the pause is not charged"
+    assert await of.limit() == before + 1
+    assert list((await room.current(tenant)).alerts) == []
+    of.assert_charged_once(settled=True)
+
+
+async def test_a_person_resumes_a_paused_add_on(room: Room, tenant: str, travel: Travel) -> None:
+    of = await books(room, tenant, 300)
+    addon = (await of.buy()).addon.tenant_addon_id
+    travel.forward(days=31)
+    await of.renew()
+
+    for _ in range(2):
+        with pytest.raises(FailedPrecondition) as refused:
+            await of.resume(addon)
+        assert refused.value.reason == "INSUFFICIENT_CREDITS"
+        assert refused.value.metadata["shortfall"] == "300"
+    assert [row["status"] for row in of.rows()] == ["paused"]
+    await of.fund(1000)
+    answers = await asyncio.gather(*(of.resume(addon, "with credits") for _ in range(5)), of.renew())
+
+    assert {answer.credits for answer in answers[:5] if isinstance(answer, pb.ResumeAddonResponse)} <= {
+        0,
+        300,
+    }
+    [row] = of.rows()
+    assert (row["status"], row["period"]) == ("active", 2)
+    assert len(of.debits()) == 2
+    idle = await of.resume(addon, "once more")
+    assert (idle.credits, idle.addon.status) == (0, pb.ADDON_STATUS_ACTIVE)
+    of.assert_charged_once(settled=True)
+    await of.assert_entitled()
+
+
+async def test_a_cancelled_add_on_counts_until_its_period_ends(
+    room: Room, tenant: str, travel: Travel
+) -> None:
+    of = await books(room, tenant, 1000)
+    before = await of.limit()
+    addon = (await of.buy()).addon.tenant_addon_id
+
+    canceled = await of.cancel(addon)
+    assert (canceled.addon.status, canceled.replayed) == (pb.ADDON_STATUS_CANCELING, False)
+    assert (await of.cancel(addon)).replayed
+    assert (await of.cancel(addon, "again")).addon.status == pb.ADDON_STATUS_CANCELING
+    assert await of.limit() == before + 1
+    resumed = await of.resume(addon)
+    assert (resumed.credits, resumed.addon.status) == (0, pb.ADDON_STATUS_ACTIVE)
+    await of.cancel(addon, "after all")
+    travel.forward(days=31)
+    assert (await of.renew()).ended >= 1
+
+    assert await of.limit() == before
+    [ended] = await of.listed()
+    assert ended.status == pb.ADDON_STATUS_CANCELED
+    assert not ended.HasField("next_renewal_at")
+    assert len(of.debits()) == 1
+    back = await of.resume(addon, "after the end")
+    assert (back.credits, back.addon.status) == (300, pb.ADDON_STATUS_ACTIVE)
+    assert await of.limit() == before + 1
+    of.assert_charged_once(settled=True)
+
+
+async def test_one_that_ended_gives_way_to_one_bought_anew(room: Room, tenant: str, travel: Travel) -> None:
+    of = await books(room, tenant, 1000)
+    addon = (await of.buy()).addon.tenant_addon_id
+    await of.cancel(addon)
+    travel.forward(days=31)
+    await of.renew()
+    anew = (await of.buy(key="anew")).addon.tenant_addon_id
+
+    with pytest.raises(FailedPrecondition) as refused:
+        await of.resume(addon)
+
+    assert refused.value.reason == "ADDON_EXISTS"
+    assert refused.value.metadata["tenant_addon_id"] == anew
+    assert (await of.cancel(addon, "of what has ended")).addon.status == pb.ADDON_STATUS_CANCELED
+    assert [each.tenant_addon_id for each in await of.listed()] == [anew, addon]
+    page = await room.product.ListTenantAddons(pb.ListTenantAddonsRequest(tenant_id=tenant, page_size=1))
+    rest = await room.product.ListTenantAddons(
+        pb.ListTenantAddonsRequest(tenant_id=tenant, page_size=1, page_token=page.next_page_token)
+    )
+    assert [page.addons[0].tenant_addon_id, rest.addons[0].tenant_addon_id] == [anew, addon]
+    assert rest.next_page_token == ""
+
+
+async def test_cancelling_while_a_renewal_is_under_way_ends_after_the_period_it_paid(
+    room: Room, database: Database, tenant: str, travel: Travel
+) -> None:
+    of = await books(room, tenant, 1000)
+    addon = (await of.buy()).addon.tenant_addon_id
+    travel.forward(days=31)
+    async with another_room(room, database) as (_, maintenance, line):
+        line.decide = lambda: Cut.AFTER
+        await of.renew(door=maintenance)
+    of.assert_charged_once(settled=False)
+    assert len(of.debits()) == 2
+
+    canceled = await of.cancel(addon)
+
+    assert canceled.addon.status == pb.ADDON_STATUS_CANCELING
+    assert canceled.addon.next_renewal_at.ToDatetime(UTC) > clock.now() + timedelta(days=28)
+    of.assert_charged_once(settled=True)
+
+
+async def test_a_frozen_account_is_charged_nothing_and_reported(
+    room: Room, tenant: str, travel: Travel
+) -> None:
+    of = await books(room, tenant, 1000)
+    await of.buy()
+    freeze = ledger_admin_pb2.FreezeAccountRequest(
+        tenant_id=tenant, idempotency_key="freeze", actor="asha", reason="under investigation"
+    )
+    await room.ledger.admin.FreezeAccount(freeze)
+
+    with pytest.raises(FailedPrecondition) as refused:
+        await of.buy("storage", "while frozen")
+    assert refused.value.reason == "ACCOUNT_FROZEN"
+    travel.forward(days=31)
+    done = await of.renew()
+
+    [seat, storage] = of.rows()
+    assert (seat["status"], seat["charge_credits"]) == ("active", None)
+    assert storage["status"] == "canceled"
+    [alert] = [each for each in done.alerts if each.tenant_id == tenant]
+    assert alert.evidence["reason"] == "ACCOUNT_FROZEN"
+    unfreeze = ledger_admin_pb2.UnfreezeAccountRequest(
+        tenant_id=tenant, idempotency_key="unfreeze", actor="asha", reason="all is well"
+    )
+    await room.ledger.admin.UnfreezeAccount(unfreeze)
+    assert not [each for each in (await of.renew()).alerts if each.tenant_id == tenant]
+    assert (await of.buy("storage", "while frozen")).credits == 400, "the same key goes on"
+    assert [row["period"] for row in of.rows()] == [2, 1]
+    of.assert_charged_once(settled=True)
+
+
+async def test_what_a_tenant_has_is_renewed_although_it_is_no_longer_sold(
+    room: Room, tenant: str, travel: Travel
+) -> None:
+    of = await books(room, tenant, 2000)
+    addon = (await of.buy("custom_domain")).addon.tenant_addon_id
+    room.change("UPDATE addon_catalog SET is_active = false WHERE id = 'custom_domain'")
+    try:
+        travel.forward(days=31)
+        await of.renew()
+        assert [row["period"] for row in of.rows()] == [2]
+        assert await of.limit("platform.custom_domains") == 1
+        await of.cancel(addon)
+        travel.forward(days=31)
+        await of.renew()
+        for refusal in (of.resume(addon), of.buy("custom_domain", "anew")):
+            with pytest.raises(NotFound) as refused:
+                await refusal
+            assert refused.value.reason == "UNKNOWN_ADDON"
+    finally:
+        room.change("UPDATE addon_catalog SET is_active = true WHERE id = 'custom_domain'")
+    assert len(of.debits()) == 2
+
+
+async def test_nobody_elses_and_nothing_unknown(room: Room, tenant: str) -> None:
+    of, other = await books(room, tenant, 1000), await books(room, f"{tenant}_other")
+    addon = (await of.buy()).addon.tenant_addon_id
+
+    for call in (other.cancel(addon), other.resume(addon), of.cancel("tad_none")):
+        with pytest.raises(NotFound) as unknown:
+            await call
+        assert unknown.value.reason == "UNKNOWN_ADDON"
+    with pytest.raises(NotFound) as no_such:
+        await of.buy("castle", "another")
+    assert (no_such.value.reason, no_such.value.metadata["addon"]) == ("UNKNOWN_ADDON", "castle")
+    stranger = Books(room, f"{tenant}_stranger")
+    for call in (stranger.buy(), stranger.listed()):
+        with pytest.raises(NotFound) as nobody:
+            await call
+        assert nobody.value.reason == "UNKNOWN_TENANT"
+    with pytest.raises(InvalidArgument) as token:
+        await room.product.ListTenantAddons(
+            pb.ListTenantAddonsRequest(tenant_id=tenant, page_token="tad_what")
+        )
+    assert token.value.reason == "PAGE_TOKEN_INVALID"
