@@ -1,13 +1,17 @@
 """Tax invoices and credit notes: what they add up to, and that their numbers have no gaps."""
 
 import asyncio
+import io
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
+from billing.subscriptions.v1 import subscriptions_pb2 as pb
 from psycopg.rows import dict_row
+from pypdf import PdfReader
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.subscriptions.actions.invoices import issue_credit_note, issue_tax_invoice
@@ -18,8 +22,10 @@ from services.subscriptions.store import billing_info
 from services.subscriptions.store import subscriptions as tenants
 from shared import database as shared_database
 from shared.database import transaction
+from shared.errors import InvalidArgument, NotFound
 from shared.ids import new_id
 from tests.conftest import Database
+from tests.subscriptions.conftest import Room
 from tests.subscriptions.invoicing import ELSEWHERE, NOW, SELLER, payment
 
 
@@ -221,3 +227,90 @@ async def test_invoice_and_note_of_one_transaction_never_lock_each_other_out(
     await asyncio.gather(*(paid_and_refunded(customer) for customer in customers))
 
     assert books.serials(year, "tax_invoice") == books.serials(year, "credit_note") == list(range(1, 13))
+
+
+async def listed(room: Room, tenant: str, token: str = "", size: int = 2) -> pb.ListInvoicesResponse:
+    return await room.product.ListInvoices(
+        pb.ListInvoicesRequest(tenant_id=tenant, page_size=size, page_token=token)
+    )
+
+
+async def test_pages_stay_right_while_new_invoices_are_issued(room: Room, books: Books, tenant: str) -> None:
+    await room.provision(tenant)
+    # Two of one moment: the order is total all the same.
+    moments = [NOW + timedelta(days=day) for day in (0, 1, 1, 2, 3)]
+    old = [await books.sell(tenant, payment(tenant), now=moment) for moment in moments]
+
+    seen: list[str] = []
+    token = ""
+    while True:
+        page = await listed(room, tenant, token)
+        seen += [invoice.invoice_id for invoice in page.invoices]
+        token = page.next_page_token
+        if not token:
+            break
+        await books.sell(tenant, payment(tenant), now=NOW + timedelta(days=10 + len(seen)))
+
+    assert sorted(seen) == sorted(old)
+    assert (seen[0], seen[1], seen[-1]) == (old[4], old[3], old[0])
+    assert [invoice.invoice_id for invoice in (await listed(room, tenant, size=0)).invoices][2:] == seen
+
+
+async def test_a_listed_invoice_says_what_was_taxed_where(room: Room, books: Books, tenant: str) -> None:
+    await room.provision(tenant)
+    paid = payment(tenant)
+    await books.sell(tenant, paid)
+    await books.refund(tenant, paid, 1_180, refund=f"rfd_{tenant}", now=NOW + timedelta(days=1))
+
+    note, invoice = (await listed(room, tenant)).invoices
+
+    assert (invoice.kind, note.kind) == (pb.INVOICE_KIND_TAX_INVOICE, pb.INVOICE_KIND_CREDIT_NOTE)
+    assert (invoice.taxable_paise, invoice.total_paise, invoice.total_display) == (
+        199_900,
+        235_882,
+        "₹2,358.82",
+    )
+    assert [(tax.name, tax.rate_bps, tax.amount_paise) for tax in invoice.taxes] == [
+        ("CGST", 900, 17_991),
+        ("SGST", 900, 17_991),
+    ]
+    assert (invoice.place_of_supply, invoice.payment_id, invoice.refund_id) == ("29", paid.id, "")
+    assert (note.payment_id, note.refund_id, note.total_display) == (paid.id, f"rfd_{tenant}", "₹11.80")
+    assert invoice.period_start_at.ToDatetime(UTC) == NOW
+    assert re.fullmatch(r"INV/2627/\d{6}", invoice.number)
+    assert re.fullmatch(r"CRN/2627/\d{6}", note.number)
+
+
+@pytest.mark.parametrize("token", ["x", "12", "AAAA", "MTIgYXVkX2E", "!" * 20])
+async def test_a_token_that_is_not_ours_is_refused(room: Room, tenant: str, token: str) -> None:
+    await room.provision(tenant)
+
+    with pytest.raises(InvalidArgument) as refused:
+        await listed(room, tenant, token)
+
+    assert refused.value.reason == "PAGE_TOKEN_INVALID"
+
+
+async def test_a_credit_note_is_drawn_for_its_tenant_and_for_nobody_else(
+    room: Room, books: Books, tenant: str
+) -> None:
+    await room.provision(tenant)
+    paid = payment(tenant)
+    invoice_id = await books.sell(tenant, paid)
+    note_id = await books.refund(tenant, paid, 1_180)
+    assert note_id is not None
+
+    drawn = await room.product.RenderInvoice(pb.RenderInvoiceRequest(tenant_id=tenant, invoice_id=note_id))
+
+    [page] = PdfReader(io.BytesIO(drawn.content)).pages
+    [invoice] = books.issued(tenant, "tax_invoice")
+    [note] = books.issued(tenant, "credit_note")
+    assert f"Credit note for {invoice['number']} dated 20 November 2026" in page.extract_text()
+    assert (drawn.content_type, drawn.file_name) == (
+        "application/pdf",
+        f"{note['number'].replace('/', '-')}.pdf",
+    )
+    for whose, which in ((f"{tenant}_other", invoice_id), (tenant, "inv_nothing")):
+        with pytest.raises(NotFound) as refused:
+            await room.product.RenderInvoice(pb.RenderInvoiceRequest(tenant_id=whose, invoice_id=which))
+        assert (refused.value.reason, refused.value.metadata["invoice_id"]) == ("UNKNOWN_INVOICE", which)
