@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-import psycopg
 import pytest
 from billing.subscriptions.v1 import subscriptions_maintenance_pb2 as pb
 from hypothesis import example, given
@@ -23,6 +21,7 @@ from services.subscriptions.rules.periods import RENEWAL_GRACE
 from tests.ledger.conftest import Travel
 from tests.subscriptions.builders import a_known
 from tests.subscriptions.conftest import Room
+from tests.subscriptions.holding import held
 
 HOUR = timedelta(hours=1)
 FIRST = datetime(2023, 1, 1, tzinfo=UTC)
@@ -291,14 +290,6 @@ async def test_who_pays_gets_no_free_month_and_who_left_does(room: Room, tenant:
     [row] = room.rows("SELECT plan_id, status FROM subscriptions WHERE tenant_id = %s", tenant)
     assert row == {"plan_id": "free", "status": "canceled"}
     assert [grant["kind"] for grant in grants(room, tenant)] == ["plan.cycle", "free_month"]
-
-
-@contextmanager
-def held(room: Room, tenant: str) -> Iterator[None]:
-    """Somebody changes the tenant and does not come to an end."""
-    with psycopg.connect(room.admin_url) as db:
-        db.execute("SELECT 1 FROM subscriptions.subscriptions WHERE tenant_id = %s FOR UPDATE", (tenant,))
-        yield
 
 
 async def test_a_tenant_that_fails_stops_no_other_and_is_named(room: Room, tenant: str) -> None:

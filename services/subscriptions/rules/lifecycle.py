@@ -182,7 +182,9 @@ def _status(live: KnownSubscription) -> str:
 
 
 def _without_live(row: Subscription, known: Sequence[KnownSubscription]) -> Subscription:
-    last = max((k for k in known if k.took_over), key=newest, default=None)
+    # A successor whose first charge failed took nothing over, and yet it is what the ladder ended.
+    held = (k for k in known if k.took_over or (k.released and k.released_by == "ladder"))
+    last = max(held, key=newest, default=None)
     if last is None:
         return row if row.razorpay_subscription_id is None else _on_free(row, "active")
     # Put on free by the ladder a tenant is in good standing there; otherwise what it had has ended.
