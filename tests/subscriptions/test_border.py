@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
@@ -50,16 +51,50 @@ async def test_a_lost_answer_never_makes_a_second_subscription(room: Room, tenan
     assert begun.replayed
 
 
-async def test_a_refused_or_failing_provider_can_be_asked_again(room: Room, tenant: str) -> None:
+async def test_a_provider_that_surely_did_nothing_is_asked_again_at_once(room: Room, tenant: str) -> None:
     await room.provision(tenant)
-    for status in (502, 429, 500):
-        room.sandbox.set("faults", kind="status", status=status, path="/v1/subscriptions", times=1)
-        with pytest.raises(Unavailable):
-            await room.checkout(tenant)
+    room.sandbox.set("faults", kind="status", status=429, path="/v1/subscriptions", times=1)
+    with pytest.raises(Unavailable):
+        await room.checkout(tenant)
 
     await room.checkout(tenant)
 
     assert len(at_provider(room, tenant)) == 1
+
+
+async def test_after_an_unknown_outcome_nothing_is_made_before_the_lists_can_show_it(
+    room: Room, tenant: str
+) -> None:
+    await room.provision(tenant)
+    for status in (502, 500):
+        room.sandbox.set(
+            "faults", kind="status", status=status, method="POST", path="/v1/subscriptions", times=1
+        )
+        with pytest.raises(Unavailable):
+            await room.checkout(tenant)
+        with pytest.raises(Unavailable, match="lag by minutes"):
+            await room.checkout(tenant)
+        room.clock.ahead += timedelta(minutes=4)
+
+    await room.checkout(tenant)
+
+    assert len(at_provider(room, tenant)) == 1
+
+
+async def test_a_lost_answer_that_the_list_shows_late_makes_no_second_subscription(
+    room: Room, tenant: str
+) -> None:
+    await room.provision(tenant)
+    room.sandbox.set("faults", kind="list_lag", seconds=100_000)
+    room.sandbox.set("faults", kind="drop", method="POST", path="/v1/subscriptions", times=1)
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            await room.checkout(tenant)
+    room.sandbox.set("faults", kind="list_lag", seconds=0)
+
+    begun = await room.checkout(tenant)
+
+    assert [each["id"] for each in at_provider(room, tenant)] == [begun.checkout.subscription_id]
 
 
 async def test_a_resumed_checkout_keeps_its_price(room: Room, tenant: str) -> None:

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from shared.errors import FailedPrecondition, InvalidArgument, PermissionDenied
 from shared.rpc.client import open_channel
-from tests.ledger.conftest import SECRETS
+from tests.ledger.conftest import SECRETS, Travel
 from tests.subscriptions.conftest import Room, event
 
 FOLDER = Path(__file__).parents[1] / "payloads" / "razorpay"
@@ -115,13 +115,14 @@ async def test_a_charge_that_comes_after_its_period_is_granted_alive(room: Room,
     assert finding["check_type"] == "late_charge"
 
 
-async def test_dunning_and_the_end_reach_the_tenants_row(room: Room, tenant: str) -> None:
+async def test_dunning_and_the_end_reach_the_tenants_row(room: Room, tenant: str, travel: Travel) -> None:
     await room.provision(tenant)
     checkout = (await room.checkout(tenant)).checkout
     subscription = checkout.subscription_id
     for delivery in room.sandbox.act(f"subscriptions/{subscription}/pay", method="card"):
         await room.deliver(delivery)
 
+    travel.forward(days=32)  # past what was paid: up to there a cancelled plan stays
     for delivery in room.sandbox.act(f"subscriptions/{subscription}/fail"):
         await room.deliver(delivery)
     failing = await room.current(tenant)

@@ -62,18 +62,21 @@ async def apply_payment_event(
     policy: Policy,
 ) -> Applied:
     """Apply one event once; two at the same time are one."""
-    try:
+
+    async def attempt() -> Applied:
         async with transaction(engine) as db:
             return await apply_event(
                 db, event, idempotency_key=idempotency_key, mode=mode, now=now, policy=policy
             )
+
+    try:
+        return await attempt()
+    except Conflict:
+        pass  # now it is known whose it is
     except IntegrityError as error:
         if not any(lost_race(error, constraint) for constraint in store.DECIDED_ONCE):
             raise
-    async with transaction(engine) as db:
-        return await apply_event(
-            db, event, idempotency_key=idempotency_key, mode=mode, now=now, policy=policy
-        )
+    return await attempt()
 
 
 async def apply_event(

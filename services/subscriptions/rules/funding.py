@@ -342,6 +342,8 @@ def _refund(event: PaymentEvent, situation: Situation) -> Decision:
     failed = Finding(
         "refund_failed", "critical", {"refundId": told.id, "paymentId": told.payment_id, "kind": refund.kind}
     )
+    if not situation.tenant_known:  # kept, in case its payment is still to come
+        return Decision("ignored", "unknown_payment", refund=refund)
     return Decision(
         "applied", f"refund_{told.status}", refund=refund, finding=failed if told.status == "failed" else None
     )
@@ -365,6 +367,8 @@ def _dispute(event: PaymentEvent, situation: Situation) -> Decision:
     )
     if known is not None and _dispute_key(dispute) <= _dispute_key(known):
         return Decision("superseded", "older_snapshot")
+    if not situation.tenant_known:
+        return Decision("ignored", "unknown_payment", dispute=dispute)
     lost = Finding(
         "dispute_lost",
         "warning",
