@@ -31,6 +31,7 @@ FAULTS: tuple[dict[str, Any], ...] = (
     {"kind": "drop", "method": "POST", "path": "/v1/orders"},
     {"kind": "drop", "method": "POST", "path": "/v1/payments"},
     {"kind": "drop", "times": 2},
+    {"kind": "list_lag", "seconds": 600},
 )
 
 
@@ -90,14 +91,20 @@ class Year:
             await place.control("POST", "faults", self.rng.choice(FAULTS))
         await place.tick(**self._manners())
         await place.drain()
-        if day in self._kill_days:
-            place.suite.kill("subscriptions")
         await self._run_jobs(day, after_deaf=was_deaf and not deaf)
+        killing = asyncio.create_task(self._kill(day))
         await asyncio.gather(*(self._let(customer, day) for customer in self.customers))
+        await killing
         await place.control("DELETE", "faults")
         await place.drain()
         if day % 7 == 0:
             await self._look_for_doubles(day)
+
+    async def _kill(self, day: int) -> None:
+        """kill -9 of subscriptions while customers are at it; the launcher starts it again."""
+        if day in self._kill_days:
+            await asyncio.sleep(self.rng.uniform(0.01, 0.2))
+            self.place.suite.kill("subscriptions")
 
     async def _let(self, customer: Customer, day: int) -> None:
         async with self._few:
@@ -136,6 +143,8 @@ class Year:
                 await customer.settle_dispute()
         for _ in range(QUIET_DAYS):
             place.move(DAY)
+            for customer in self.customers:
+                await customer.take_up()
             await place.tick()
             await place.drain()
             await place.run_jobs(*DAILY, "deliver_webhooks", "sync_provider")

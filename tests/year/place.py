@@ -34,12 +34,14 @@ from tests.year.tally import Tally
 
 DRAIN_SECONDS_MAX = 60
 JOB_SECONDS_MAX = 300
+JOB_ATTEMPTS = 6
+PASSING = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PROVIDER_UNAVAILABLE")
 # What waits in real time, so that a lost moment costs milliseconds: the clock of this year is another one.
 SETTINGS = {
     "LOG_LEVEL": "warning",
     "SANDBOX_RETRY_SCALE": "0.01",
     "WEBHOOKS_DELIVERY_BACKOFF_SECONDS": "0.05",
-    "WEBHOOKS_DELIVERY_POLL_SECONDS": "0.05",
+    "WEBHOOKS_DELIVERY_POLL_SECONDS": "0.5",
     "REFLECTION": "false",
 }
 
@@ -98,7 +100,7 @@ class Place:
 
     async def tick(self, **manners: Any) -> int:
         """Lets the provider do what time made due; answers how many events that made."""
-        return len(await self.control("POST", "tick", manners))
+        return len(await self.control("POST", "tick", {"bodies": False, **manners}))
 
     async def replay(self, event_ids: Iterable[str]) -> None:
         """Deliveries that were held back arrive."""
@@ -113,24 +115,14 @@ class Place:
     async def drain(self) -> None:
         """Returns when every delivery is acknowledged and every event that was taken in is applied."""
         began = time.monotonic()
-        await self._deliveries_gone(began)
+        left = await self.control("POST", "drain", {"timeout": DRAIN_SECONDS_MAX - 5, "hurry": True})
+        if not left["drained"] or (left["disabled"] and not self.deaf):
+            raise TimeoutError(f"the provider cannot get rid of its deliveries: {left}")
         while (waiting := await self._inbox()) > 0:
             if time.monotonic() - began > DRAIN_SECONDS_MAX:
                 raise TimeoutError(f"{waiting} events wait in the inbox and nobody takes them")
             await asyncio.sleep(0.01)
         self.tally.spent_seconds["drain"] += time.monotonic() - began
-
-    async def _deliveries_gone(self, began: float) -> None:
-        while True:
-            listed = await self.control("GET", "deliveries")
-            waiting = [each for each in listed if each["status"] in ("queued", "retrying")]
-            if not waiting:
-                return
-            if time.monotonic() - began > DRAIN_SECONDS_MAX:
-                raise TimeoutError(
-                    f"{len(waiting)} deliveries are not acknowledged: {waiting[0]['attempts'][-3:]}"
-                )
-            await asyncio.sleep(0.02)
 
     async def _inbox(self) -> int:
         (found,) = await self.rows(
@@ -140,19 +132,26 @@ class Place:
 
     async def run_job(self, job: str) -> dict[str, Any]:
         """Runs a job as an operator does and answers what the rooms said, by `<room>.<Method>`."""
-        self.runs += 1
-        request = scheduler_pb.RunJobRequest(
-            idempotency_key=f"year:{self.runs}:{job}", job=job, actor="year", reason="a day of the year"
-        )
-        began = time.monotonic()
-        answer = await self.tally.ask(
-            lambda asked: self.scheduler.RunJob(asked, timeout=JOB_SECONDS_MAX), request, job
-        )
+        began, attempts = time.monotonic(), 0
+        while True:
+            self.runs += 1
+            request = scheduler_pb.RunJobRequest(
+                idempotency_key=f"year:{self.runs}:{job}", job=job, actor="year", reason="a day of the year"
+            )
+            answer = await self.tally.ask(
+                lambda asked: self.scheduler.RunJob(asked, timeout=JOB_SECONDS_MAX), request, job
+            )
+            attempts += 1
+            if answer is None:
+                self.failed_jobs.append(f"{job} was refused on {self.now():%Y-%m-%d}")
+                return {}
+            summary: dict[str, Any] = MessageToDict(answer.run.summary)
+            # A room that was killed, a provider that is away: the next tick of the schedule comes soon.
+            if not _passing(answer.run.outcome, summary) or attempts == JOB_ATTEMPTS:
+                break
+            self.tally.repeats[f"job {job}"] += 1
+            await asyncio.sleep(1)
         self.tally.spent_seconds[f"job {job}"] += time.monotonic() - began
-        if answer is None:
-            self.failed_jobs.append(f"{job} was refused on {self.now():%Y-%m-%d}")
-            return {}
-        summary: dict[str, Any] = MessageToDict(answer.run.summary)
         if answer.run.outcome == scheduler_pb.RUN_OUTCOME_UNIMPLEMENTED:
             self.unserved_jobs.add(job)
         elif answer.run.outcome != scheduler_pb.RUN_OUTCOME_SUCCEEDED:
@@ -175,6 +174,13 @@ class Place:
                     idempotency_key=f"year:pause:{job.name}", job=job.name, actor="year"
                 )
             )
+
+
+def _passing(outcome: int, summary: dict[str, Any]) -> bool:
+    failed = [each for each in summary.values() if each.get("outcome") == "failed"]
+    return outcome == scheduler_pb.RUN_OUTCOME_FAILED and all(
+        each.get("reason") in PASSING for each in failed
+    )
 
 
 @contextmanager

@@ -15,12 +15,18 @@ Answer = TypeVar("Answer")
 
 # Rules that say no, which a customer may meet. What stands in no contract as a refusal is a bug.
 LEGAL = ("FAILED_PRECONDITION", "PERMISSION_DENIED", "NOT_FOUND", "RESOURCE_EXHAUSTED")
+PROVIDER_UNAVAILABLE = "PROVIDER_UNAVAILABLE"
+PROVIDER_ATTEMPTS = 4
 REPEAT_SECONDS_MAX = 45.0
 PAUSE_SECONDS_MAX = 1.0
 
 
 class Unexpected(Exception):
     """An answer that no caller should ever get."""
+
+
+class PutOff(Exception):
+    """The provider does not say what it did: the same call again, with the same key, on another day."""
 
 
 @dataclass
@@ -30,6 +36,7 @@ class Tally:
     answers: Counter[str] = field(default_factory=Counter)
     refusals: Counter[tuple[str, str]] = field(default_factory=Counter)
     repeats: Counter[str] = field(default_factory=Counter)
+    put_off: Counter[str] = field(default_factory=Counter)
     acts: Counter[str] = field(default_factory=Counter)
     spent_seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     unserved: Counter[str] = field(default_factory=Counter)
@@ -38,13 +45,17 @@ class Tally:
     adjustments: dict[tuple[str, str], int] = field(default_factory=dict)
 
     async def ask(self, method: Callable[..., Awaitable[Answer]], request: Any, who: str) -> Answer | None:
-        """The answer, or None for a legal refusal; with the same key again while the outcome is unknown."""
+        """The answer, or None for a legal refusal; the same key again while the outcome is unknown."""
         name = type(request).__name__.removesuffix("Request")
-        began, pause = time.monotonic(), 0.02
+        began, pause, silent = time.monotonic(), 0.02, 0
         while True:
             try:
                 answer = await method(request)
             except (Unavailable, DeadlineExceeded, Aborted, ResourceExhausted) as error:
+                silent += error.reason == PROVIDER_UNAVAILABLE
+                if silent == PROVIDER_ATTEMPTS:
+                    self.put_off[name] += 1
+                    raise PutOff(name) from error
                 if time.monotonic() - began > REPEAT_SECONDS_MAX:
                     raise Unexpected(f"{who}: {name} kept answering {error.code} {error.reason}") from error
                 self.repeats[name] += 1

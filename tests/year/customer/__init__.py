@@ -50,6 +50,7 @@ class Customer(Changing, Spending, Operating):
         """One day: mostly nothing, sometimes a thing or two."""
         self.today = day
         await self.receive_late()
+        await self.take_up()
         if self.rng.random() > activity:
             return
         if not self.provisioned:

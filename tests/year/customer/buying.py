@@ -27,12 +27,15 @@ class Buying(Person):
             cycle=self.rng.choices(CYCLES, (5, 1))[0],
             with_trial=self.rng.random() < 0.4,
         )
-        answer = await self.ask(self.place.product.Checkout, request)
-        if answer is not None:
-            await self.meet_checkout(answer.checkout)
+        await self.ask(self.place.product.Checkout, request, self.meet_checkout)
 
-    async def meet_checkout(self, checkout: pb.SubscriptionCheckout) -> None:
+    async def meet_checkout(
+        self, answer: pb.CheckoutResponse | pb.ChangePlanResponse | pb.SwitchCycleResponse
+    ) -> None:
         """What a customer does before the provider's open window."""
+        if not answer.HasField("checkout"):
+            return
+        checkout = answer.checkout
         later = checkout.HasField("first_charge_at")
         self.open_checkout = (checkout.subscription_id, checkout.intent_id, later)
         mood = self.rng.random()
@@ -65,8 +68,10 @@ class Buying(Person):
             idempotency_key=self.key("pack"),
             pack_code=self.rng.choice(("small", "medium", "large")),
         )
-        answer = await self.ask(self.place.product.BuyCredits, request)
-        if answer is None or self.rng.random() < 0.15:
+        await self.ask(self.place.product.BuyCredits, request, self._meet_order)
+
+    async def _meet_order(self, answer: pb.BuyCreditsResponse) -> None:
+        if self.rng.random() < 0.15:
             return
         if self.rng.random() < 0.15:
             await self.place.act(

@@ -42,9 +42,7 @@ class Changing(Buying):
             cycle=cycle,
             quote_token=token,
         )
-        answer = await self.ask(self.place.product.ChangePlan, request)
-        if answer is not None and answer.HasField("checkout"):
-            await self.meet_checkout(answer.checkout)
+        await self.ask(self.place.product.ChangePlan, request, self.meet_checkout)
 
     async def switch_cycle(self) -> None:
         """From months to years or back."""
@@ -52,9 +50,7 @@ class Changing(Buying):
         request = pb.SwitchCycleRequest(
             tenant_id=self.tenant_id, idempotency_key=self.key("switch"), cycle=other
         )
-        answer = await self.ask(self.place.product.SwitchCycle, request)
-        if answer is not None and answer.HasField("checkout"):
-            await self.meet_checkout(answer.checkout)
+        await self.ask(self.place.product.SwitchCycle, request, self.meet_checkout)
 
     async def cancel_pending_change(self) -> None:
         """Everything stays as it was."""

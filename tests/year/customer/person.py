@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from billing.subscriptions.v1 import subscriptions_pb2 as pb
 
 from tests.year.place import Place
+from tests.year.tally import PutOff
 
 Answer = TypeVar("Answer")
 STATUS = pb.SubscriptionStatus
@@ -31,6 +32,7 @@ class Person:
         self.debits: list[tuple[str, int]] = []
         self.holds: list[tuple[str, int]] = []
         self.disputes: list[str] = []
+        self.unfinished: list[tuple[Any, Any, Any]] = []
         self._numbers = 0
 
     @property
@@ -48,9 +50,27 @@ class Person:
         self._numbers += 1
         return f"{what}-{self.today}-{self._numbers}"
 
-    async def ask(self, method: Callable[..., Awaitable[Answer]], request: Any) -> Answer | None:
-        """The answer, or None when it was refused by a rule."""
-        return await self.place.tally.ask(method, request, f"{self.tenant_id}, day {self.today}")
+    async def ask(
+        self,
+        method: Callable[..., Awaitable[Answer]],
+        request: Any,
+        then: Callable[[Answer], Awaitable[None]] | None = None,
+    ) -> Answer | None:
+        """The answer, handed to `then`; None when a rule refused, or nobody knows yet and another day must tell."""
+        try:
+            answer = await self.place.tally.ask(method, request, f"{self.tenant_id}, day {self.today}")
+        except PutOff:
+            self.unfinished.append((method, request, then))
+            return None
+        if answer is not None and then is not None:
+            await then(answer)
+        return answer
+
+    async def take_up(self) -> None:
+        """Asks again, with the same keys, what got no answer before."""
+        unfinished, self.unfinished = self.unfinished, []
+        for method, request, then in unfinished:
+            await self.ask(method, request, then)
 
     async def provision(self) -> None:
         """The product signs the tenant up."""
