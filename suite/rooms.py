@@ -19,6 +19,21 @@ ALERTS = ("BILLING_ALERT_WEBHOOK_URL", "BILLING_NOTIFICATION_WEBHOOK_URL")
 # What a deployment decides for itself, and how its notices are signed.
 OF_SUBSCRIPTIONS = ("BILLING_UPGRADE_", "BILLING_SUPPLIER_", "BILLING_PAST_DUE_", "BILLING_NOTIFICATION_")
 
+# Who sells in a suite that nobody configured: its invoices must not look like somebody's.
+EXAMPLE_SUPPLIER = {
+    "BILLING_SUPPLIER_NAME": "Example Software Private Limited",
+    "BILLING_SUPPLIER_GSTIN": "29AABCU9603R1ZJ",
+    "BILLING_SUPPLIER_STATE_CODE": "29",
+    "BILLING_SUPPLIER_ADDRESS": "1 Example Road, Bengaluru 560001",
+}
+
+# Who sells to the sandbox's customers, unless the person who starts the suite says otherwise.
+SAMPLE_SELLER = {
+    "BILLING_SUPPLIER_NAME": "Example Software Private Limited",
+    "BILLING_SUPPLIER_GSTIN": "29AABCU9603R1ZJ",
+    "BILLING_SUPPLIER_ADDRESS": "1 MG Road, Bengaluru 560001",
+}
+
 
 @dataclass(frozen=True)
 class Program:
@@ -63,6 +78,8 @@ class World:
             for name, value in os.environ.items()
             if name in PASSED_TO_ALL or name in ALERTS or name.startswith(own)
         }
+        if program.name == "subscriptions":
+            passed = EXAMPLE_SUPPLIER | passed
         told = {"PYTHONUNBUFFERED": "1", "LOG_LEVEL": self.log_level}
         if program.is_room:
             told |= self._room(program)
@@ -86,6 +103,8 @@ class World:
             "OPERATOR_SECRET": self.secrets.operator_secret,
             "ROOM_SECRET": self.secrets.room_secret,
         }
+        if program.name == "subscriptions" and not any(name in os.environ for name in SAMPLE_SELLER):
+            told |= SAMPLE_SELLER
         if program.name == "webhooks":
             told["WEBHOOKS_HTTP_LISTEN"] = self.listen["webhooks_http"]
         return told

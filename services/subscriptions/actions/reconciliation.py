@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from services.subscriptions.actions.overrides import lapse_overrides
 from services.subscriptions.actions.performing import Performer
 from services.subscriptions.actions.scheduled import settle_due
 from services.subscriptions.clients.ledger import Ledger
@@ -125,6 +126,7 @@ class Reconciler:
         limit, ends_at = max_tasks or DEFAULT_MAX, time.monotonic() + RUN_SECONDS
         if not dry_run:
             await settle_due(self._engine, now=self._clock(), policy=self._policy, limit=limit)
+            await lapse_overrides(self._engine, now=self._clock(), limit=limit)
         while not dry_run and (left := limit - sum(counts.values())) > 0 and time.monotonic() < ends_at:
             claimed = await self._claim(min(left, AT_ONCE))
             if not claimed:

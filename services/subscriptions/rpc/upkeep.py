@@ -4,6 +4,7 @@ from billing.maintenance.v1 import alert_pb2
 from billing.subscriptions.v1 import subscriptions_maintenance_pb2 as pb
 
 from services.subscriptions.actions import reconciliation as actions
+from services.subscriptions.actions.notices import deliver_notices
 from services.subscriptions.rpc.messages import Context
 from services.subscriptions.rpc.room import Desk
 from services.subscriptions.rules.tasks import Task
@@ -14,6 +15,8 @@ class Upkeep(Desk):
 
     async def Reconcile(self, request: pb.ReconcileRequest, context: Context) -> pb.ReconcileResponse:
         done = await self._room.reconciler.reconcile(max_tasks=request.max_tasks, dry_run=request.dry_run)
+        if not request.dry_run:
+            await deliver_notices(self._room.engine, self._room.notices, now=self._room.clock())
         failed = 0 if request.dry_run else done.attempted - done.completed - done.abandoned
         return pb.ReconcileResponse(
             attempted=done.attempted,

@@ -120,7 +120,7 @@ def derive(row: Subscription, known: Sequence[KnownSubscription], now: datetime)
         has_used_trial=row.has_used_trial or any(k.authorised and k.trial_ends_at for k in known),
         razorpay_customer_id=customers[-1] if customers else row.razorpay_customer_id,
     )
-    row = _clear_pending(row, known, live)
+    row = _clear_pending(row, known, live, now)
     obsolete = tuple(
         k
         for k in known
@@ -192,7 +192,7 @@ def _without_live(row: Subscription, known: Sequence[KnownSubscription]) -> Subs
 
 
 def _clear_pending(
-    row: Subscription, known: Sequence[KnownSubscription], live: KnownSubscription | None
+    row: Subscription, known: Sequence[KnownSubscription], live: KnownSubscription | None, now: datetime
 ) -> Subscription:
     """A pending purchase ends when it becomes the live one, dies, or is overtaken by a newer one that is paid."""
     if row.pending_kind == "cancellation":
@@ -203,7 +203,9 @@ def _clear_pending(
         return row
     if live is not None and newest(pending) <= newest(live):
         return row.without_pending()
-    if not pending.ended:
+    # Nobody authorised it before its start: it has expired, of which the provider sends no word.
+    expired = pending.status == "created" and pending.starts_at is not None and pending.starts_at <= now
+    if not pending.ended and not expired:
         return row
     # Without the successor that was to follow, the scheduled end stands alone.
     if row.cancel_at_period_end and live is not None:
