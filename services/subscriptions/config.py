@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
+from services.subscriptions.rules import gstin
 from services.subscriptions.rules.policy import LADDER, Policy, Step, Supplier
 from shared.config import RoomSettings
 
@@ -30,12 +31,16 @@ class SubscriptionsSettings(RoomSettings):
     billing_upgrade_credits: Literal["delta_prorated", "none"] = Field(
         default="delta_prorated", description="what an upgrade takes back of the old period's credits"
     )
-    billing_supplier_name: str = Field(default="", description="who sells, on tax invoices")
-    billing_supplier_gstin: str = Field(default="", description="the seller's GSTIN")
+    billing_supplier_name: str = Field(
+        default="", validate_default=True, description="who sells, on tax invoices"
+    )
+    billing_supplier_gstin: str = Field(default="", validate_default=True, description="the seller's GSTIN")
     billing_supplier_state_code: str = Field(
         default="", pattern=r"^([0-9]{2})?$", description="its GST state"
     )
-    billing_supplier_address: str = Field(default="", description="its address, in one line")
+    billing_supplier_address: str = Field(
+        default="", validate_default=True, description="its address, in one line"
+    )
 
     # Without it notices to tenants are recorded and stay owed. Who knows the URL could pass for us, hence the secret.
     billing_notification_webhook_url: SecretStr = Field(
@@ -47,6 +52,30 @@ class SubscriptionsSettings(RoomSettings):
         pattern=r"^[0-9]{1,3},[0-9]{1,3},[0-9]{1,3},[0-9]{1,3}$",
         description="days after a failed charge: three reminders, then free",
     )
+
+    @field_validator("billing_supplier_name", "billing_supplier_gstin", "billing_supplier_address")
+    @classmethod
+    def _is_known_where_money_is_real(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.data.get("razorpay_mode") == "live":
+            raise ValueError("must be set where RAZORPAY_MODE is live: tax invoices carry it")
+        return value
+
+    @field_validator("billing_supplier_gstin")
+    @classmethod
+    def _can_exist(cls, value: str) -> str:
+        if value and (flaw := gstin.flaw(value)):
+            raise ValueError(flaw)
+        return value
+
+    @field_validator("billing_supplier_state_code")
+    @classmethod
+    def _is_the_state_of_the_registration(cls, code: str, info: ValidationInfo) -> str:
+        registered = info.data.get("billing_supplier_gstin", "")
+        if code and code not in gstin.STATES:
+            raise ValueError("is no GST state: 29 is Karnataka")
+        if code and registered and code != gstin.state_of(registered):
+            raise ValueError("is not the state in which BILLING_SUPPLIER_GSTIN is registered")
+        return code
 
     @field_validator("billing_notification_webhook_url")
     @classmethod

@@ -161,7 +161,9 @@ def test_rooms_find_each_other_where_they_listen() -> None:
 
     for name in OURS:
         for variable, value in services[name]["environment"].items():
-            if variable.endswith("_ADDRESS"):
+            if (
+                variable.endswith("_ADDRESS") and variable != "BILLING_SUPPLIER_ADDRESS"
+            ):  # a street, not a host
                 assert value in listens, f"{name}: {variable}"
 
 
