@@ -4,7 +4,7 @@ NotFound            UnknownTenant  UnknownPlan  UnknownCreditPack  UnknownTask  
                     UnknownInvoice  UnknownAddon  UnknownOverride
 FailedPrecondition  IdempotencyKeyReused  PlanNotForSale  AlreadySubscribed  SubscriptionExists  ChangePending
                     NoPendingChange  NoSubscription  WrongStatus  QuoteStale  PaymentMismatch  RefundExceedsPayment
-                    TaskCompleted  CheckoutClosed  ProviderRefused  ProviderNotConfigured  AddonExists
+                    TaskCompleted  NotAnOrphan  CheckoutClosed  ProviderRefused  ProviderNotConfigured  AddonExists
                     InsufficientCredits  AccountFrozen
 InvalidArgument     PageTokenInvalid  GstinInvalid
 PermissionDenied    SignatureMismatch
@@ -116,6 +116,10 @@ class AccountFrozen(FailedPrecondition):
 
 class PaymentMismatch(FailedPrecondition):
     reason = "PAYMENT_MISMATCH"
+
+
+class NotAnOrphan(FailedPrecondition):
+    reason = "NOT_AN_ORPHAN"
 
 
 class TaskCompleted(FailedPrecondition):

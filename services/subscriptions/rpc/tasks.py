@@ -2,6 +2,7 @@
 
 from billing.subscriptions.v1 import subscriptions_admin_pb2 as pb
 
+from services.subscriptions.actions import mending
 from services.subscriptions.actions import reconciliation as actions
 from services.subscriptions.rpc import messages
 from services.subscriptions.rpc.messages import Context
@@ -15,7 +16,7 @@ _STATES = {
 
 
 class Tasks(Desk):
-    """Reconciliation tasks: see them, try them again."""
+    """Reconciliation tasks: see them, try them again, close them."""
 
     async def ListReconciliationTasks(
         self, request: pb.ListReconciliationTasksRequest, context: Context
@@ -49,3 +50,17 @@ class Tasks(Desk):
             await self._room.reconciler.attempt(tenant_id)
         task = await actions.get_task(self._room.engine, request.task_id)
         return pb.RetryReconciliationTaskResponse(task=messages.task(task), replayed=replayed)
+
+    async def ResolveReconciliationTask(
+        self, request: pb.ResolveReconciliationTaskRequest, context: Context
+    ) -> pb.ResolveReconciliationTaskResponse:
+        replayed = await mending.resolve_task(
+            self._room.engine,
+            mending.Word(request.idempotency_key, request.actor, request.reason),
+            task_id=request.task_id,
+            clock=self._room.clock,
+        )
+        task = await actions.get_task(self._room.engine, request.task_id)
+        if not replayed:  # what stood in line behind it may go on
+            await self._room.reconciler.attempt(task.tenant_id)
+        return pb.ResolveReconciliationTaskResponse(task=messages.task(task), replayed=replayed)

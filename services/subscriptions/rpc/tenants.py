@@ -41,10 +41,11 @@ class Tenants(Desk):
         found = await current.get_current(
             room.engine, room.ledger, room.policy, tenant_id=request.tenant_id, now=room.clock()
         )
-        return _current(found)
+        return current_response(found)
 
 
-def _current(found: current.Current) -> pb.GetCurrentResponse:
+def current_response(found: current.Current) -> pb.GetCurrentResponse:
+    """Where a tenant stands, as the contract says it."""
     row = found.row
     return pb.GetCurrentResponse(
         plan_code=row.plan_id,

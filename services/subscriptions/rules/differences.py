@@ -12,6 +12,8 @@ from services.subscriptions.rules.fence import KnownSubscription
 
 _ADMIN = "billing.subscriptions.v1.SubscriptionsAdminService"
 _SCHEDULER = "billing.scheduler.v1.SchedulerService"
+_PRODUCT = "billing.subscriptions.v1.SubscriptionsService"
+SUBSCRIPTIONS, SCHEDULER = "127.0.0.1:50052", "127.0.0.1:50054"
 NOBODY = "none"
 
 
@@ -25,17 +27,28 @@ class Difference:
     next_command: str = ""
 
 
-def between(known: KnownSubscription, snapshot: ProviderSubscription, payments: int) -> list[Difference]:
-    """How our knowledge of a subscription differs from the provider's; `payments` are those of it in our mirror."""
+def between(
+    known: KnownSubscription, snapshot: ProviderSubscription, *, payments: int, plan_of_row: str | None
+) -> list[Difference]:
+    """How our books differ from the provider's word on a subscription.
+
+    `payments` are those of it in our mirror, `plan_of_row` is the tenant's plan where this is what it relies on.
+    """
     found = []
     if known.status != snapshot.status:
         found.append(Difference("status", known.status, snapshot.status))
     if known.paid_count != snapshot.paid_count:
         found.append(Difference("paid_count", str(known.paid_count), str(snapshot.paid_count)))
     if snapshot.paid_count > payments:
-        found.append(Difference("missing_payment", str(payments), str(snapshot.paid_count)))
+        found.append(
+            Difference("missing_grant", f"{payments} payments", f"{snapshot.paid_count} paid cycles")
+        )
+    if plan_of_row is not None and plan_of_row != known.plan_id:
+        found.append(Difference("plan_id", plan_of_row, known.plan_id))
     if known.provider_plan_id != snapshot.provider_plan_id:
-        found.append(Difference("plan_id", known.provider_plan_id or NOBODY, snapshot.provider_plan_id))
+        found.append(
+            Difference("provider_plan_id", known.provider_plan_id or NOBODY, snapshot.provider_plan_id)
+        )
     if snapshot.current_end is not None and known.current_end != snapshot.current_end:
         found.append(
             Difference("current_end", shown(known.current_end) or NOBODY, shown(snapshot.current_end))
@@ -43,8 +56,8 @@ def between(known: KnownSubscription, snapshot: ProviderSubscription, payments: 
     return found
 
 
-# What asking the provider again mends. A plan is neither ours nor the provider's to change.
-MENDED_BY_FETCHING = frozenset({"status", "paid_count", "missing_payment", "current_end"})
+# What asking the provider again mends. What a subscription charges for is neither ours nor the provider's to change.
+MENDED_BY_FETCHING = frozenset({"status", "paid_count", "missing_grant", "plan_id", "current_end"})
 
 
 def is_charging(snapshot: ProviderSubscription) -> bool:
@@ -91,18 +104,26 @@ class Commands:
         about = {"tenantId": self.tenant_id, "paymentId": payment_id}
         return self._admin("RefundPayment", f"refund:{payment_id}", about)
 
+    def cancel_pending_change(self) -> str:
+        """Undoes a change that nobody paid or authorised."""
+        body = {"tenantId": self.tenant_id, "idempotencyKey": self._key("undo")}
+        return _curl("SUBSCRIPTIONS_ADDRESS", SUBSCRIPTIONS, f"{_PRODUCT}/CancelPendingChange", body)
+
     def sync(self) -> str:
         """Compares every subscription with the provider's; operators reach that job through the scheduler."""
         body = {"job": "sync_provider", **self._because("sync")}
-        return _curl("SCHEDULER_ADDRESS", "127.0.0.1:50054", f"{_SCHEDULER}/RunJob", body)
+        return _curl("SCHEDULER_ADDRESS", SCHEDULER, f"{_SCHEDULER}/RunJob", body)
 
     def _admin(self, method: str, what: str, about: Mapping[str, str]) -> str:
         body = {**about, **self._because(what)}
-        return _curl("SUBSCRIPTIONS_ADDRESS", "127.0.0.1:50052", f"{_ADMIN}/{method}", body)
+        return _curl("SUBSCRIPTIONS_ADDRESS", SUBSCRIPTIONS, f"{_ADMIN}/{method}", body)
+
+    def _key(self, what: str) -> str:
+        return f"diagnosis:{self.now:%Y%m%dT%H%M%SZ}:{what}:{self.tenant_id}"
 
     def _because(self, what: str) -> dict[str, str]:
         return {
-            "idempotencyKey": f"diagnosis:{self.now:%Y%m%dT%H%M%SZ}:{self.tenant_id}:{what}"[:255],
+            "idempotencyKey": self._key(what),
             "actor": "operator",
             "reason": "as the diagnosis says",
         }

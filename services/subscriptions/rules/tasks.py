@@ -95,6 +95,17 @@ def cancel_subscription(known: KnownSubscription, why: str) -> NewTask:
     )
 
 
+def cancel_orphan(tenant_id: str, subscription_id: str, why: str, *, suffix: str = "") -> NewTask:
+    """Owes the provider the end of a subscription that we may not hold; a suffix makes it another cancellation."""
+    return NewTask(
+        tenant_id,
+        "cancel_provider_subscription",
+        "provider",
+        f"cancel:{subscription_id}{suffix}",
+        {"razorpaySubscriptionId": subscription_id, "why": why},
+    )
+
+
 def drop_subscription(known: KnownSubscription, why: str) -> NewTask:
     """Owes the provider the end of a purchase that nobody paid; one that was paid meanwhile stays."""
     return NewTask(

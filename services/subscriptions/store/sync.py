@@ -19,10 +19,11 @@ UNSETTLED = ("open", "under_review", "action_required")
 
 @dataclass(frozen=True)
 class Compared:
-    """A subscription of ours, and how many of its payments we hold."""
+    """A subscription of ours, how many of its payments we hold, and the tenant's plan where it relies on this."""
 
     known: KnownSubscription
     payments: int
+    plan_of_row: str | None
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,18 @@ async def list_of_tenant(db: AsyncConnection, tenant_id: str) -> list[Compared]:
 
 
 def _with_payments() -> Select[Any]:
-    table, payments = tables.provider_subscriptions, tables.payments
+    table, payments, rows = tables.provider_subscriptions, tables.payments, tables.subscriptions
     count = select(func.count()).where(payments.c.razorpay_subscription_id == table.c.id)
-    return select(*_KNOWN, count.scalar_subquery().label("payments"))
+    relying = rows.c.razorpay_subscription_id == table.c.id
+    return select(
+        *_KNOWN, count.scalar_subquery().label("payments"), rows.c.plan_id.label("plan_of_row")
+    ).outerjoin_from(table, rows, relying)
 
 
 def _compared(row: Any) -> Compared:
     values = dict(row._mapping)
-    payments = int(values.pop("payments"))
-    return Compared(KnownSubscription(**values), payments)
+    payments, plan_of_row = int(values.pop("payments")), values.pop("plan_of_row")
+    return Compared(KnownSubscription(**values), payments, plan_of_row)
 
 
 async def find_held(db: AsyncConnection, subscription_ids: Collection[str]) -> set[str]:

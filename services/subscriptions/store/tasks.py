@@ -156,6 +156,15 @@ async def reset_task(db: AsyncConnection, task_id: str, now: datetime) -> None:
     )
 
 
+async def close_task(db: AsyncConnection, task_id: str, now: datetime, note: str) -> None:
+    """Close a task by a person's word; whoever is at work on it changes nothing any more."""
+    await db.execute(
+        update(queue)
+        .where(queue.c.id == task_id)
+        .values(completed_at=now, last_error=note, locked_until=None)
+    )
+
+
 async def delete_completed(db: AsyncConnection, before: datetime, *, dry_run: bool, limit: int) -> int:
     """Delete tasks that were done long ago."""
     old = select(queue.c.id).where(queue.c.completed_at < before).limit(limit)

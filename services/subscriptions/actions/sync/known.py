@@ -68,10 +68,10 @@ async def _compare(run: Run, ours: Compared) -> None:
     if snapshot is None:
         return
     run.compared += 1
-    found = between(known, snapshot, ours.payments)
+    found = between(known, snapshot, payments=ours.payments, plan_of_row=ours.plan_of_row)
     run.differences += bool(found)
     for each in found:
-        if each.field == "plan_id":
+        if each.field == "provider_plan_id":
             run.tell(_wrong_plan(known, each))
     if any(each.field in MENDED_BY_FETCHING for each in found):
         await run.owe_fetch(known)

@@ -1,0 +1,77 @@
+"""SubscriptionsAdminService: the audit log."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+from billing.subscriptions.v1 import subscriptions_admin_pb2 as pb
+
+from services.subscriptions.actions import records
+from services.subscriptions.errors import PageTokenInvalid
+from services.subscriptions.rpc import messages
+from services.subscriptions.rpc.messages import Context
+from services.subscriptions.rpc.room import Desk
+from services.subscriptions.store.records import Record
+from shared import paging
+from shared.errors import InvalidArgument
+
+
+class Records(Desk):
+    """ListAuditLog."""
+
+    async def ListAuditLog(
+        self, request: pb.ListAuditLogRequest, context: Context
+    ) -> pb.ListAuditLogResponse:
+        size = request.page_size or messages.PAGE_SIZE_DEFAULT
+        found = await records.list_records(
+            self._room.engine,
+            tenant_id=request.tenant_id or None,
+            action=request.action or None,
+            before=_place(request.page_token),
+            limit=size + 1,
+        )
+        shown = found[:size]
+        return pb.ListAuditLogResponse(
+            entries=[_entry(each) for each in shown],
+            next_page_token=_token(shown[-1]) if len(found) > size else "",
+        )
+
+
+def _token(last: Record) -> str:
+    return paging.token(f"{last.created_at.isoformat()} {last.id}")
+
+
+def _place(page_token: str) -> tuple[datetime, str] | None:
+    try:
+        moment, _, audit_id = (paging.position(page_token) or "").partition(" ")
+        if not page_token:
+            return None
+        place = datetime.fromisoformat(moment)
+        if place.tzinfo is None:
+            raise ValueError("a moment without its zone is not one that we wrote")
+    except (InvalidArgument, ValueError) as error:
+        raise PageTokenInvalid(
+            "this page token is not one of ours",
+            violations=[("page_token", "pass next_page_token of the answer before, unchanged")],
+        ) from error
+    return place, audit_id
+
+
+def _entry(of: Record) -> pb.AuditEntry:
+    return pb.AuditEntry(
+        audit_id=of.id,
+        action=of.action,
+        actor_type=of.actor_type,
+        actor_id=of.actor_id,
+        tenant_id=of.tenant_id or "",
+        resource_type=of.resource_type,
+        resource_id=of.resource_id,
+        before_json=_json(of.before),
+        after_json=_json(of.after),
+        reason=of.reason,
+        created_at=messages.timestamp(of.created_at),
+    )
+
+
+def _json(value: Any) -> str:
+    return "" if value is None else json.dumps(value, sort_keys=True)
