@@ -52,24 +52,28 @@ class Books:
     async def buy(
         self, code: str = "seat", key: str = "buy", units: int = 0, door: Any = None
     ) -> pb.BuyAddonResponse:
-        return await (door or self.product).BuyAddon(
+        answer: pb.BuyAddonResponse = await (door or self.product).BuyAddon(
             pb.BuyAddonRequest(tenant_id=self.tenant, idempotency_key=key, addon_code=code, units=units)
         )
+        return answer
 
     async def cancel(self, addon: str, key: str = "cancel", door: Any = None) -> pb.CancelAddonResponse:
-        return await (door or self.product).CancelAddon(
+        answer: pb.CancelAddonResponse = await (door or self.product).CancelAddon(
             pb.CancelAddonRequest(tenant_id=self.tenant, idempotency_key=key, tenant_addon_id=addon)
         )
+        return answer
 
     async def resume(self, addon: str, key: str = "resume", door: Any = None) -> pb.ResumeAddonResponse:
-        return await (door or self.product).ResumeAddon(
+        answer: pb.ResumeAddonResponse = await (door or self.product).ResumeAddon(
             pb.ResumeAddonRequest(tenant_id=self.tenant, idempotency_key=key, tenant_addon_id=addon)
         )
+        return answer
 
     async def renew(self, *, dry_run: bool = False, door: Any = None) -> maintenance_pb.RenewAddonsResponse:
-        return await (door or self.room.maintenance).RenewAddons(
+        answer: maintenance_pb.RenewAddonsResponse = await (door or self.room.maintenance).RenewAddons(
             maintenance_pb.RenewAddonsRequest(idempotency_key="job:renew_addons:test", dry_run=dry_run)
         )
+        return answer
 
     async def listed(self) -> list[pb.TenantAddon]:
         found = await self.product.ListTenantAddons(pb.ListTenantAddonsRequest(tenant_id=self.tenant))

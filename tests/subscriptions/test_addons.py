@@ -15,6 +15,7 @@ from billing.subscriptions.v1 import subscriptions_pb2 as pb
 from billing.subscriptions.v1 import subscriptions_pb2_grpc as pb_grpc
 from pydantic import SecretStr
 
+from services.subscriptions.actions import renewals
 from services.subscriptions.clients.razorpay import Razorpay
 from shared import clock
 from shared.errors import BillingError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
@@ -25,6 +26,7 @@ from tests.sandbox.running import KEY_ID, KEY_SECRET
 from tests.subscriptions.addon_books import Books, books
 from tests.subscriptions.conftest import MovableClock, Room, serving
 from tests.subscriptions.flaky_ledger import Cut, FlakyLedger, flaky
+from tests.subscriptions.test_reconciliation import provision_without_a_ledger
 
 PERIOD = timedelta(days=30)
 
@@ -424,12 +426,77 @@ async def test_nobody_elses_and_nothing_unknown(room: Room, tenant: str) -> None
         await of.buy("castle", "another")
     assert (no_such.value.reason, no_such.value.metadata["addon"]) == ("UNKNOWN_ADDON", "castle")
     stranger = Books(room, f"{tenant}_stranger")
-    for call in (stranger.buy(), stranger.listed()):
+    for stray in (stranger.buy(), stranger.listed()):
         with pytest.raises(NotFound) as nobody:
-            await call
+            await stray
         assert nobody.value.reason == "UNKNOWN_TENANT"
     with pytest.raises(InvalidArgument) as token:
         await room.product.ListTenantAddons(
             pb.ListTenantAddonsRequest(tenant_id=tenant, page_token="tad_what")
         )
     assert token.value.reason == "PAGE_TOKEN_INVALID"
+
+
+async def test_a_purchase_waits_until_the_ledger_has_opened_the_account(
+    room: Room, database: Database, tenant: str
+) -> None:
+    await provision_without_a_ledger(room, database, tenant)
+    of = Books(room, tenant)
+
+    with pytest.raises(Unavailable) as refused:
+        await of.buy()
+
+    assert refused.value.reason == "LEDGER_UNAVAILABLE"
+    assert [row["status"] for row in of.rows()] == ["canceled"], (
+        "nothing will be charged behind the caller's back"
+    )
+    room.clock.ahead = timedelta(hours=1)
+    await room.reconcile()
+    await of.fund(1000)
+    assert (await of.buy()).addon.status == pb.ADDON_STATUS_ACTIVE
+    of.assert_charged_once(settled=True)
+
+
+async def test_a_charge_that_cannot_be_recorded_yet_is_recorded_later(room: Room, tenant: str) -> None:
+    of = await books(room, tenant, 1000)
+    room.change("UPDATE subscriptions SET plan_id = 'platinum' WHERE tenant_id = %s", tenant)
+
+    with pytest.raises(Unavailable) as unknown:
+        await of.buy()
+
+    assert unknown.value.reason == "LEDGER_UNAVAILABLE", "the ledger has charged: no refusal may be definite"
+    assert len(of.debits()) == 1
+    assert (await of.renew()).failed >= 1
+    room.change("UPDATE subscriptions SET plan_id = 'free' WHERE tenant_id = %s", tenant)
+    assert (await of.renew()).renewed >= 1
+    of.assert_charged_once(settled=True)
+    await of.assert_entitled()
+
+
+async def test_tenants_are_walked_in_pages_and_a_run_goes_on_where_the_last_one_stopped(
+    room: Room, tenant: str, travel: Travel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewals, "PAGE", 2)
+    several = [await books(room, f"{tenant}_{n}", 650) for n in range(5)]
+    for of in several:
+        await of.buy("storage")
+    travel.forward(days=31)
+    done = await several[0].renew()
+    assert done.paused >= 5
+    for of in several:
+        await of.fund(1000)
+    # A run without time for those who wait does not forget where to begin.
+    room.change(
+        "INSERT INTO walks (name, place) VALUES (%s, %s)"
+        " ON CONFLICT (name) DO UPDATE SET place = EXCLUDED.place",
+        renewals.WALK,
+        several[2].tenant,
+    )
+
+    await several[0].renew()
+    assert [of.rows()[0]["status"] for of in several] == ["paused"] * 3 + ["active"] * 2
+    await several[0].renew()
+
+    assert [of.rows()[0]["period"] for of in several] == [2] * 5
+    for of in several:
+        of.assert_charged_once(settled=True)

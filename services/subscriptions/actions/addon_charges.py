@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.subscriptions.actions import standing
@@ -19,7 +20,7 @@ from services.subscriptions.rules import addons as rules
 from services.subscriptions.rules.addons import Charge, Shown, TenantAddon
 from services.subscriptions.store import addons as store
 from services.subscriptions.store import catalog as catalog_store
-from services.subscriptions.store import keys
+from services.subscriptions.store import keys, notices
 from services.subscriptions.store import subscriptions as subscription_store
 from shared import logs
 from shared.clock import Clock
@@ -64,8 +65,15 @@ class Answer:
 async def carry_out(engine: AsyncEngine, ledger: Ledger, charge: Charge, clock: Clock) -> Settlement:
     """Charge the period and record what came of it; LedgerUnavailable leaves the charge to whoever comes next."""
     outcome = await _ask(ledger, charge)
-    async with transaction(engine) as db:
-        return await _settle(db, charge, outcome, clock())
+    try:
+        async with transaction(engine) as db:
+            return await _settle(db, charge, outcome, clock())
+    except (BillingError, DBAPIError) as error:
+        # Whatever kept us from the record, the ledger may have charged: no definite refusal may be told.
+        _log.exception("addon_charge_not_recorded", tenant_id=charge.tenant_id, charge=charge.idempotency_key)
+        raise LedgerUnavailable(
+            "what the ledger said of the add-on could not be recorded: ask again with the same key"
+        ) from error
 
 
 async def _ask(ledger: Ledger, charge: Charge) -> Outcome:
@@ -144,7 +152,7 @@ def _action(before: TenantAddon, after: TenantAddon) -> str:
 
 async def _owe_notice(db: AsyncConnection, charge: Charge, outcome: Outcome, now: datetime) -> None:
     told = outcome.refusal.metadata if outcome.refusal else {}
-    await store.insert_notice(
+    await notices.insert_notice(
         db,
         tenant_id=charge.tenant_id,
         kind=NOTICE,

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -19,6 +18,7 @@ from services.subscriptions.rules import addons as rules
 from services.subscriptions.rules.addons import Charge, TenantAddon
 from services.subscriptions.rules.catalog import Addon
 from services.subscriptions.store import addons as store
+from services.subscriptions.store import audit
 from services.subscriptions.store import catalog as catalog_store
 from services.subscriptions.store import subscriptions as subscription_store
 from services.subscriptions.store.addons import Waiting
@@ -28,6 +28,7 @@ from shared.database import transaction
 from shared.errors import BillingError
 
 PAGE = 100
+WALK = "renew_addons.paused"
 
 What = Literal["renewed", "paused", "ended", "failed"]
 _log = logs.get_logger()
@@ -63,28 +64,31 @@ class Renewer:
     async def run(self, *, dry_run: bool) -> Renewals:
         """What is due first, then what waits for credits; a tenant's failure is its own."""
         ends_at = time.monotonic() + RUN_SECONDS
-        few = asyncio.Semaphore(AT_ONCE)
-        passes: tuple[Waiting, ...] = ("due", "paused")
-        for waiting in passes:
-            async for tenants in self._pages(waiting):
-                if time.monotonic() >= ends_at:
-                    return self._done
-                await asyncio.gather(
-                    *(self._tenant(tenant_id, waiting, few, dry_run=dry_run) for tenant_id in tenants)
-                )
+        await self._walk("due", "", ends_at, dry_run=dry_run)
+        async with transaction(self._engine) as db:
+            place = await audit.find_place(db, WALK)
+        # What is due leaves the line when it is done; what is paused stays, so the next run goes on behind it.
+        place = await self._walk("paused", "" if dry_run else place, ends_at, dry_run=dry_run)
+        if not dry_run:
+            async with transaction(self._engine) as db:
+                await audit.save_place(db, WALK, place)
         return self._done
 
-    async def _pages(self, waiting: Waiting) -> AsyncIterator[list[str]]:
-        after = ""
-        while True:
+    async def _walk(self, waiting: Waiting, after: str, ends_at: float, *, dry_run: bool) -> str:
+        """Page after page while there is time; answers where to go on, empty for the beginning."""
+        few = asyncio.Semaphore(AT_ONCE)
+        while time.monotonic() < ends_at:
             async with transaction(self._engine) as db:
                 tenants = await store.list_waiting_tenants(
                     db, waiting, self._clock(), after=after, limit=PAGE
                 )
             if not tenants:
-                return
-            yield tenants
+                return ""
+            await asyncio.gather(
+                *(self._tenant(tenant_id, waiting, few, dry_run=dry_run) for tenant_id in tenants)
+            )
             after = tenants[-1]
+        return after
 
     async def _tenant(
         self, tenant_id: str, waiting: Waiting, few: asyncio.Semaphore, *, dry_run: bool
@@ -108,6 +112,7 @@ class Renewer:
         wallet = 0
         if waiting == "paused" or dry_run:
             wallet = await self._available(tenant_id)
+        asked = False
         try:
             for row in rows:
                 cost = rules.price(addons[row.addon_id], row.units)
@@ -116,13 +121,14 @@ class Renewer:
                 if dry_run:
                     wallet -= self._foresee(row, cost, wallet, self._clock())
                     continue
+                asked = True
                 what = await self._one(row, addons[row.addon_id])
                 if what is not None:
                     self._done.counts[what] += 1
                 if what == "renewed":
                     wallet -= cost
         finally:
-            if not dry_run:
+            if asked:
                 await self._reconciler.attempt(tenant_id)
 
     async def _available(self, tenant_id: str) -> int:

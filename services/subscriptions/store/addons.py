@@ -1,9 +1,8 @@
-"""Add-ons of tenants, and the notices about them."""
+"""Add-ons of tenants."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, fields
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -11,7 +10,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.subscriptions import tables
 from services.subscriptions.rules.addons import TenantAddon
-from shared.ids import new_id
 
 Waiting = Literal["due", "paused"]
 
@@ -100,31 +98,6 @@ def _waits(waiting: Waiting, now: datetime) -> ColumnElement[bool]:
     return or_(
         table.c.charge_credits.is_not(None),
         and_(table.c.status.in_(("active", "canceling")), table.c.next_renewal <= now),
-    )
-
-
-async def insert_notice(
-    db: AsyncConnection,
-    *,
-    tenant_id: str,
-    kind: str,
-    cycle_ref: str,
-    payload: Mapping[str, Any],
-    now: datetime,
-) -> None:
-    """Owe the tenant a notice; one about the same thing is owed once."""
-    await db.execute(
-        insert(tables.billing_notifications)
-        .values(
-            id=new_id("ntf"),
-            tenant_id=tenant_id,
-            kind=kind,
-            cycle_ref=cycle_ref,
-            payload=dict(payload),
-            next_attempt_at=now,
-            created_at=now,
-        )
-        .on_conflict_do_nothing(constraint="billing_notifications_once")
     )
 
 
