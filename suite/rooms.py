@@ -19,14 +19,6 @@ ALERTS = ("BILLING_ALERT_WEBHOOK_URL", "BILLING_NOTIFICATION_WEBHOOK_URL")
 # What a deployment decides for itself, and how its notices are signed.
 OF_SUBSCRIPTIONS = ("BILLING_UPGRADE_", "BILLING_SUPPLIER_", "BILLING_PAST_DUE_", "BILLING_NOTIFICATION_")
 
-# Who sells in a suite that nobody configured: its invoices must not look like somebody's.
-EXAMPLE_SUPPLIER = {
-    "BILLING_SUPPLIER_NAME": "Example Software Private Limited",
-    "BILLING_SUPPLIER_GSTIN": "29AABCU9603R1ZJ",
-    "BILLING_SUPPLIER_STATE_CODE": "29",
-    "BILLING_SUPPLIER_ADDRESS": "1 Example Road, Bengaluru 560001",
-}
-
 # Who sells to the sandbox's customers, unless the person who starts the suite says otherwise.
 SAMPLE_SELLER = {
     "BILLING_SUPPLIER_NAME": "Example Software Private Limited",
@@ -78,8 +70,6 @@ class World:
             for name, value in os.environ.items()
             if name in PASSED_TO_ALL or name in ALERTS or name.startswith(own)
         }
-        if program.name == "subscriptions":
-            passed = EXAMPLE_SUPPLIER | passed
         told = {"PYTHONUNBUFFERED": "1", "LOG_LEVEL": self.log_level}
         if program.is_room:
             told |= self._room(program)
