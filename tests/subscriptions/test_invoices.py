@@ -4,6 +4,7 @@ import asyncio
 import io
 import re
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -314,3 +315,37 @@ async def test_a_credit_note_is_drawn_for_its_tenant_and_for_nobody_else(
         with pytest.raises(NotFound) as refused:
             await room.product.RenderInvoice(pb.RenderInvoiceRequest(tenant_id=whose, invoice_id=which))
         assert (refused.value.reason, refused.value.metadata["invoice_id"]) == ("UNKNOWN_INVOICE", which)
+
+
+async def test_what_is_bought_and_given_back_arrives_in_the_customers_books(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    await room.product.UpdateBillingInfo(
+        pb.UpdateBillingInfoRequest(
+            tenant_id=tenant, idempotency_key="info", billing_info=pb.BillingInfo(**asdict(ELSEWHERE))
+        )
+    )
+    order = await room.buy_credits(tenant)
+    paid = room.sandbox.act(f"orders/{order.order_id}/pay", method="upi")
+    for delivery in [*paid, *paid]:
+        await room.deliver(delivery)
+    [invoice] = (await listed(room, tenant)).invoices
+    assert (invoice.total_paise, [tax.name for tax in invoice.taxes]) == (166_000, ["IGST"])
+
+    for part in (50_000, 116_000):
+        created = room.sandbox.act(f"payments/{invoice.payment_id}/refund", amount=part)
+        refund_id = created[0]["parsed"]["payload"]["refund"]["entity"]["id"]
+        processed = room.sandbox.act(f"refunds/{refund_id}/process")
+        for delivery in [*processed, *created, *processed]:
+            await room.deliver(delivery)
+
+    *notes, first = (await listed(room, tenant, size=9)).invoices
+    assert first == invoice
+    assert [note.total_paise for note in notes] == [116_000, 50_000]
+    assert sum(note.taxable_paise for note in notes) == invoice.taxable_paise
+    assert sum(note.taxes[0].amount_paise for note in notes) == invoice.taxes[0].amount_paise
+    drawn = await room.product.RenderInvoice(
+        pb.RenderInvoiceRequest(tenant_id=tenant, invoice_id=invoice.invoice_id)
+    )
+    text = PdfReader(io.BytesIO(drawn.content)).pages[0].extract_text()
+    assert "GSTIN 27AAPFU0939F1ZV" in text
+    assert "₹1,660.00" in text
