@@ -85,6 +85,7 @@ def test_details_are_stored_in_one_form() -> None:
         ({"state_code": "40", "gstin": ""}, ["state_code"]),
         ({"state_code": "96", "gstin": ""}, ["state_code"]),
         ({"country": "US"}, ["gstin", "state_code"]),
+        ({"company_name": "Fabrikam\0", "city": "Mum\x1bbai"}, ["company_name", "city"]),
         ({"country": "US", "gstin": "27AAPFU0939F1ZW"}, ["gstin", "gstin", "state_code"]),
     ],
 )

@@ -1,6 +1,7 @@
 """Who the customer is, as tax invoices name it."""
 
-from dataclasses import dataclass, fields
+import unicodedata
+from dataclasses import dataclass, fields, replace
 
 from services.subscriptions.errors import GstinInvalid
 from services.subscriptions.rules import gstin as gst
@@ -39,8 +40,10 @@ def accept(given: BillingInfo) -> BillingInfo:
     info = BillingInfo(
         **{field.name: " ".join(getattr(given, field.name).split()) for field in fields(given)}
     )
-    info = BillingInfo(**{**info.__dict__, "gstin": info.gstin.upper(), "country": info.country.upper()})
-    wrong = [(f"billing_info.{field}", words) for field, words in _contradictions(info)]
+    info = replace(info, gstin=info.gstin.upper(), country=info.country.upper())
+    wrong = [
+        (f"billing_info.{field}", words) for field, words in (*_unprintable(info), *_contradictions(info))
+    ]
     if info.gstin and (flaw := gst.flaw(info.gstin)):
         raise GstinInvalid(
             f"the GSTIN {info.gstin} {flaw}",
@@ -48,8 +51,16 @@ def accept(given: BillingInfo) -> BillingInfo:
             gstin=info.gstin,
         )
     if wrong:
-        raise InvalidArgument("these billing details contradict themselves", violations=wrong)
+        raise InvalidArgument("no tax invoice can carry these billing details", violations=wrong)
     return info
+
+
+def _unprintable(info: BillingInfo) -> list[tuple[str, str]]:
+    return [
+        (field.name, "holds a control character: leave it out")
+        for field in fields(info)
+        if any(unicodedata.category(character) == "Cc" for character in getattr(info, field.name))
+    ]
 
 
 def _contradictions(info: BillingInfo) -> list[tuple[str, str]]:
