@@ -8,6 +8,16 @@ from enum import Enum
 from typing import Any
 
 import grpc
+from billing.subscriptions.v1 import subscriptions_maintenance_pb2_grpc as maintenance_grpc
+from billing.subscriptions.v1 import subscriptions_pb2_grpc as pb_grpc
+from pydantic import SecretStr
+
+from services.subscriptions.clients.razorpay import Razorpay
+from shared.rpc.client import open_channel
+from tests.conftest import Database
+from tests.ledger.conftest import SECRETS
+from tests.sandbox.running import KEY_ID, KEY_SECRET
+from tests.subscriptions.conftest import MovableClock, Room, serving
 
 
 class Cut(Enum):
@@ -26,7 +36,7 @@ class FlakyLedger(grpc.GenericRpcHandler):
         self.decide: Callable[[], Cut | None] = lambda: None
         self.debits = 0
 
-    def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler:
+    def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler[bytes, bytes]:
         method = handler_call_details.method
 
         async def behaviour(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
@@ -36,9 +46,10 @@ class FlakyLedger(grpc.GenericRpcHandler):
                 cut = self.decide()
             if cut is Cut.BEFORE:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "lost on the way")
+            pass_on: Any = self._channel.unary_unary(method)
             metadata = [item for item in context.invocation_metadata() or () if item[0].startswith("x-")]
             try:
-                answer: bytes = await self._channel.unary_unary(method)(request, metadata=metadata)
+                answer: bytes = await pass_on(request, metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 if cut is None:
                     await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata()))
@@ -60,3 +71,20 @@ async def flaky(address: str) -> AsyncIterator[FlakyLedger]:
         await server.start()
         yield line
         await server.stop(0)
+
+
+@asynccontextmanager
+async def another_room(room: Room, database: Database) -> AsyncIterator[tuple[Any, Any, FlakyLedger]]:
+    """A second process of the room, whose line to the ledger loses what a test says."""
+    razorpay = Razorpay(api_url=room.sandbox.url, key_id=KEY_ID, key_secret=KEY_SECRET)
+    async with (
+        flaky(room.ledger.address) as line,
+        serving(database, line.address, razorpay, MovableClock()) as (address, _, _),
+        open_channel(address, SecretStr(SECRETS["gateway_secret"])) as product,
+        open_channel(address, SecretStr(SECRETS["room_secret"])) as rooms,
+    ):
+        yield (
+            pb_grpc.SubscriptionsServiceStub(product),
+            maintenance_grpc.SubscriptionsMaintenanceServiceStub(rooms),
+            line,
+        )

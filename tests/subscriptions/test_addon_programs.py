@@ -19,8 +19,7 @@ from tests.faults import soaking
 from tests.ledger.conftest import Travel
 from tests.subscriptions.addon_books import Books, books
 from tests.subscriptions.conftest import Room
-from tests.subscriptions.flaky_ledger import Cut, FlakyLedger
-from tests.subscriptions.test_addons import another_room
+from tests.subscriptions.flaky_ledger import Cut, FlakyLedger, another_room
 
 CODES = ("seat", "storage", "blog_posts")
 PROGRAMS, STEPS = 6, 40
