@@ -362,7 +362,7 @@ async def test_a_tenant_that_fails_stops_no_other_and_is_named(
     assert notices(room, stuck) == []
     assert of(answer, fine) == [("past_due_day_1", False)]
     [alert] = [each for each in answer.alerts if each.key == "subscriptions.escalation_failed"]
-    assert alert.tenant_id == stuck
+    assert (alert.tenant_id, answer.still_due) == (stuck, 1)
     assert ("past_due_day_1", True) in of(await run(room), stuck)
 
 

@@ -1,5 +1,6 @@
 """EscalatePastDue: reminders, then free; and the end of trials announced."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -24,6 +25,8 @@ from shared.database import transaction
 from shared.errors import BillingError
 
 BATCH = 500
+# Less than half the job's deadline: paying what a downgrade owes, and notices, come after it.
+RUN_SECONDS = 240.0
 
 _log = logs.get_logger()
 
@@ -47,6 +50,7 @@ class Escalated:
 
     past_due: int = 0
     trials_ending: int = 0
+    still_due: int = 0
     steps: list[Taken] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
@@ -63,7 +67,7 @@ async def escalate_past_due(
     run = Escalated()
     async with transaction(engine) as db:
         run.past_due = await store.count_past_due(db)
-    usage = _Usage(ledger)
+    usage, ends_at = _Usage(ledger), time.monotonic() + RUN_SECONDS
     first = timedelta(days=min((step.day for step in policy.ladder), default=0))
     after = ""
     while page := await _past_due(engine, now - first, after):
@@ -72,6 +76,8 @@ async def escalate_past_due(
             steps = due_steps(policy.ladder, tenant.past_due_since, tenant.taken, now)
             if dry_run:
                 run.steps += [_taken(tenant, step) for step in steps]
+            elif steps and time.monotonic() >= ends_at:
+                run.still_due += 1
             elif steps:
                 await _escalate(engine, usage, policy, run, tenant.tenant_id, steps, now)
     run.trials_ending = await _announce_trials(engine, now, dry_run=dry_run)
@@ -102,6 +108,7 @@ async def _escalate(
         async with transaction(engine) as db:
             run.steps += await _take(db, policy, tenant_id, used, now)
     except Exception:
+        run.still_due += 1
         run.failed.append(tenant_id)
         _log.exception("escalation_failed", tenant_id=tenant_id)
 

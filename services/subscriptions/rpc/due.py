@@ -16,7 +16,8 @@ from services.subscriptions.rpc.room import Desk
 from services.subscriptions.rules.ladder import DOWNGRADE
 from services.subscriptions.rules.notices import ATTEMPTS_EAGER
 
-AT_ONCE = 8
+# Each asks the ledger and the provider at once, and the others who call the room need connections too.
+AT_ONCE = 3
 # Paying at once is a courtesy: what is left is due, and the reconcile job finds it.
 PAYING_SECONDS = 180.0
 
@@ -53,6 +54,7 @@ class DueDates(Desk):
             auto_downgraded=len(run.downgraded),
             steps=[_step(step) for step in run.steps],
             trials_ending=run.trials_ending,
+            still_due=run.still_due,
         )
         if request.dry_run:
             return answer

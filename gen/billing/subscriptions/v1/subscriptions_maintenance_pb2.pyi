@@ -239,6 +239,7 @@ class EscalatePastDueResponse(_message.Message):
     ALERTS_FIELD_NUMBER: _builtins.int
     TRIALS_ENDING_FIELD_NUMBER: _builtins.int
     NOTICES_SENT_FIELD_NUMBER: _builtins.int
+    STILL_DUE_FIELD_NUMBER: _builtins.int
     past_due: _builtins.int
     """Tenants that are past due."""
     reminders: _builtins.int
@@ -249,6 +250,8 @@ class EscalatePastDueResponse(_message.Message):
     """Trials whose end was announced; under dry_run those that would be."""
     notices_sent: _builtins.int
     """Notices that the receiver took."""
+    still_due: _builtins.int
+    """Tenants left for the next run: the time of this one was up, or theirs failed."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___EscalationStep]:
         """The steps; under dry_run those that would be taken."""
@@ -267,10 +270,11 @@ class EscalatePastDueResponse(_message.Message):
         alerts: _abc.Iterable[_alert_pb2.Alert] | None = ...,
         trials_ending: _builtins.int = ...,
         notices_sent: _builtins.int = ...,
+        still_due: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "auto_downgraded", b"auto_downgraded", "notices_sent", b"notices_sent", "past_due", b"past_due", "reminders", b"reminders", "steps", b"steps", "trials_ending", b"trials_ending"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "auto_downgraded", b"auto_downgraded", "notices_sent", b"notices_sent", "past_due", b"past_due", "reminders", b"reminders", "steps", b"steps", "still_due", b"still_due", "trials_ending", b"trials_ending"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
