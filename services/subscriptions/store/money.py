@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -126,7 +126,9 @@ async def insert_refund(
             change_id=change_id,
         )
         .on_conflict_do_nothing(
-            index_elements=["payment_id", "change_id"], index_where=refunds.c.kind == "proration"
+            # A literal: a generic plan, made after some executions, matches no index by a parameter.
+            index_elements=["payment_id", "change_id"],
+            index_where=text("kind = 'proration'"),
         )
         .returning(refunds.c.id)
     )
