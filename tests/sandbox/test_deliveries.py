@@ -2,16 +2,20 @@
 
 import hashlib
 import hmac
+import io
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
+from contextlib import redirect_stdout, suppress
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 
 import pytest
+import requests
 
 from sandbox.state import catalogue
 from sandbox.state.world import Journal, World
@@ -183,6 +187,32 @@ def test_a_restart_loses_nothing(tmp_path: Path, kill: bool) -> None:
             assert len({received.event_id for received in endpoint.received}) == 7
         finally:
             sandbox.close()
+
+
+def test_nothing_that_was_answered_is_lost_in_a_kill(tmp_path: Path) -> None:
+    sandbox = Sandbox(SANDBOX_STATE=str(tmp_path / "state.jsonl"))
+    answered: list[list[str]] = [[] for _ in range(4)]
+    try:
+        a = builder(sandbox)
+
+        def ask(turn: int) -> None:
+            with suppress(requests.RequestException), redirect_stdout(io.StringIO()):
+                while True:
+                    answered[turn].append(a.subscription())
+
+        threads = [threading.Thread(target=ask, args=(turn,)) for turn in range(4)]
+        for thread in threads:
+            thread.start()
+        until(lambda: all(answered))
+        sandbox.process.kill()
+        for thread in threads:
+            thread.join()
+        sandbox.restart(kill=True)
+
+        for subscription_id in chain.from_iterable(answered):
+            assert a.sdk.subscription.fetch(subscription_id)["status"] == "created"
+    finally:
+        sandbox.close()
 
 
 def test_a_torn_last_line_is_a_change_that_never_was(tmp_path: Path) -> None:

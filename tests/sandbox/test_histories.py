@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandbox.errors import Refusal
-from sandbox.state import catalogue, changes, charges, due, payments, refunds, subscriptions
+from sandbox.state import addons, catalogue, changes, charges, due, payments, refunds, subscriptions
 from sandbox.state.world import Journal, World
 
 ACTS = {
@@ -25,6 +25,12 @@ ACTS = {
     "more later": lambda world, sub: changes.update(
         world, sub, {"quantity": 2, "schedule_change_at": "cycle_end"}
     ),
+    "late": lambda world, sub: due.plan_outcomes(world, sub, ["late", "fail", "late"]),
+    "addon": lambda world, sub: addons.create(
+        world, sub, {"item": {"name": "Seats", "amount": 900, "currency": "INR"}}
+    ),
+    "forget change": lambda world, sub: changes.forget_scheduled(world, sub),
+    "unlucky": lambda world, sub: due.set_habits(world, fail_share=0.5, seed=3),
     "refund": lambda world, sub: refunds.create_refund(
         world, world.all("payment")[-1].entity["id"], {"amount": 100}
     ),
