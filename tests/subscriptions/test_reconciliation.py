@@ -1,6 +1,7 @@
 """What is owed is paid in the end, once, in order; what cannot be paid reaches a person."""
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -310,3 +311,34 @@ async def test_cleanup_deletes_only_what_is_long_done(room: Room, tenant: str) -
     left = room.rows("SELECT id FROM billing_reconciliation_queue WHERE tenant_id = %s", tenant)
     assert [row["id"] for row in left] == [owed]
     room.change("UPDATE billing_reconciliation_queue SET completed_at = now() WHERE id = %s", owed)
+
+
+@pytest.mark.parametrize(("late_seconds", "granted"), [(86_400, 70), (None, 0)])
+async def test_credits_that_waited_too_long_live_on_if_they_were_paid_for(
+    room: Room, tenant: str, late_seconds: int | None, granted: int
+) -> None:
+    await room.provision(tenant)
+    payload = {
+        "referenceId": "razorpay:pay_late0000000001",
+        "bucket": "subscription",
+        "credits": 70,
+        "expiresAt": (room.clock() - timedelta(minutes=1)).isoformat(),
+        "lateSeconds": late_seconds,
+        "reason": "plan.cycle",
+        "description": "late",
+    }
+    room.change(
+        "INSERT INTO billing_reconciliation_queue"
+        " (id, tenant_id, task_type, counterpart, idempotency_key, payload, next_attempt_at)"
+        " VALUES (%s, %s, 'grant_credits', 'ledger', 'grant:late', %s, now())",
+        f"tsk_{tenant}",
+        tenant,
+        json.dumps(payload),
+    )
+
+    await room.reconcile()
+
+    assert (await room.balance(tenant))["subscription"] == granted
+    [task] = room.rows("SELECT * FROM billing_reconciliation_queue WHERE id = %s", f"tsk_{tenant}")
+    assert task["completed_at"] is not None
+    assert "its time was over" in task["last_error"]

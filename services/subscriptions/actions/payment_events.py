@@ -13,7 +13,7 @@ from services.subscriptions.rules import funding, tasks
 from services.subscriptions.rules import purchases as purchase_rules
 from services.subscriptions.rules.events import PaymentEvent
 from services.subscriptions.rules.fence import KnownSubscription
-from services.subscriptions.rules.funding import Decision, Finding, Payment, Refund, Situation
+from services.subscriptions.rules.funding import Decision, Finding, Refund, Situation
 from services.subscriptions.rules.lifecycle import Subscription
 from services.subscriptions.rules.policy import Policy
 from services.subscriptions.rules.purchases import (
@@ -286,8 +286,7 @@ async def _write_documents(
 ) -> None:
     """Invoices last: their numbers make everybody wait for the end of this transaction."""
     if decision.payment is not None:
-        description = decision.grant.description if decision.grant else _described(decision.payment)
-        await issue_tax_invoice(db, policy.supplier, decision.payment, description=description, now=now)
+        await issue_tax_invoice(db, policy.supplier, decision.payment, description=decision.bought, now=now)
         await claims.settle_claims(db, decision.payment.id, now, policy)
     if decision.refund is not None:
         await claims.settle_claims(db, decision.refund.payment_id, now, policy)
@@ -298,10 +297,6 @@ async def _write_documents(
             if tenant_id is not None:
                 await claims.restore_claims(db, tenant_id, dispute.id, now)
         await claims.settle_claims(db, dispute.payment_id, now, policy)
-
-
-def _described(payment: Payment) -> str:
-    return f"{payment.plan_id}, {payment.billing_cycle}"
 
 
 async def _open_finding(db: AsyncConnection, finding: Finding, tenant_id: str | None) -> None:

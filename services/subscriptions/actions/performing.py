@@ -1,7 +1,7 @@
 """Performs one reconciliation task: the other side is asked with no transaction open."""
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -16,7 +16,7 @@ from services.subscriptions.rules.tasks import Task
 from services.subscriptions.store import events as event_store
 from shared.clock import Clock
 from shared.database import transaction
-from shared.errors import AlreadyExists, FailedPrecondition, Internal
+from shared.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument
 
 Note = str | None
 
@@ -67,14 +67,30 @@ class Performer:
         return snapshot
 
     async def _grant(self, task: Task) -> Note:
-        expires_at = task.payload["expiresAt"]
+        told = task.payload["expiresAt"]
+        expires_at = datetime.fromisoformat(told) if told else None
+        try:
+            return await self._grant_until(task, expires_at, task.idempotency_key)
+        except InvalidArgument as refusal:
+            if refusal.reason != "ALREADY_EXPIRED":
+                raise
+        # It waited longer than its credits were to live: what was paid for is never dead on arrival.
+        late = task.payload.get("lateSeconds")
+        if late is None:
+            return "its time was over before the ledger could be told; nothing was paid for it"
+        # The reference makes it one grant; the key must not meet an earlier attempt with another date.
+        key = f"{task.idempotency_key}:late:{task.attempts}"
+        await self._grant_until(task, self._clock() + timedelta(seconds=late), key)
+        return "its time was over before the ledger could be told: it lives as long from now"
+
+    async def _grant_until(self, task: Task, expires_at: datetime | None, key: str) -> Note:
         return await _once(
             self._ledger.grant_credits(
                 tenant_id=task.tenant_id,
-                idempotency_key=task.idempotency_key,
+                idempotency_key=key,
                 bucket=task.payload["bucket"],
                 credits=task.payload["credits"],
-                expires_at=datetime.fromisoformat(expires_at) if expires_at else None,
+                expires_at=expires_at,
                 reference_id=task.payload["referenceId"],
                 reason=task.payload["reason"],
                 description=task.payload["description"],

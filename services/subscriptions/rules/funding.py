@@ -137,6 +137,8 @@ class Decision:
     payment: Payment | None = None
     grant: Grant | None = None
     purchase_paid: bool = False
+    # What the payment bought, as its invoice says it.
+    bought: str = ""
     refund: Refund | None = None
     dispute: Dispute | None = None
     finding: Finding | None = None
@@ -191,7 +193,8 @@ def _snapshot(event: PaymentEvent, situation: Situation) -> Decision:
 def _trial_grant(known: KnownSubscription, plan: Plan | None, received_at: datetime) -> Grant | None:
     """A mandate with a later first charge is a trial; its credits end with it."""
     ends_at = known.trial_ends_at
-    if known.status != "authenticated" or plan is None or ends_at is None or ends_at <= received_at:
+    # Not by the status: whoever hears of its end first still owes what it began with.
+    if not known.authorised or plan is None or ends_at is None or ends_at <= received_at:
         return None
     if plan.trial_credits == 0:
         return None
@@ -273,6 +276,7 @@ def _fund_cycle(
         outcome="applied",
         reason="granted" if credits else "drips_monthly",
         payment=replace(mirrored, drip_credits=(plan.base_credits or None) if drips else None),
+        bought=f"{plan.name} plan, {known.billing_cycle}",
         grant=grant if credits else None,
         finding=late if period.late else learned.finding,
     )
@@ -302,6 +306,7 @@ def _one_time_payment(event: PaymentEvent, situation: Situation) -> Decision:
         "granted",
         payment=_mirror(event, payment, purchase.tenant_id, purchase=purchase),
         purchase_paid=True,
+        bought=f"Credit pack {purchase.pack_id}, {purchase.credits} credits",
         grant=Grant(
             tenant_id=purchase.tenant_id,
             reference_id=f"{PROVIDER}:{payment.id}",

@@ -63,12 +63,20 @@ def grant_credits(grant: Grant) -> NewTask:
             "bucket": grant.bucket,
             "credits": grant.credits,
             "expiresAt": grant.expires_at.isoformat() if grant.expires_at else None,
+            "lateSeconds": _late_seconds(grant),
             "reason": grant.kind,
             "description": grant.description,
             "paymentId": grant.payment_id,
         }
         | (about if grant.razorpay_subscription_id else {}),
     )
+
+
+def _late_seconds(grant: Grant) -> int | None:
+    """How long credits live that were paid for and reach the ledger after their end; None: they are not owed then."""
+    if grant.payment_id is None or grant.period_start is None or grant.period_end is None:
+        return None
+    return int((grant.period_end - grant.period_start).total_seconds())
 
 
 def push_entitlements(
