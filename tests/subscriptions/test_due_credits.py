@@ -11,16 +11,22 @@ from typing import Any
 
 import pytest
 from billing.subscriptions.v1 import subscriptions_maintenance_pb2 as pb
+from billing.subscriptions.v1 import subscriptions_maintenance_pb2_grpc
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
+from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.rules import due
 from services.subscriptions.rules.due import IST, DrippingYear, add_months, current_month, months_of
 from services.subscriptions.rules.funding import Grant
 from services.subscriptions.rules.periods import RENEWAL_GRACE
-from tests.ledger.conftest import Travel
+from shared.rpc.client import open_channel
+from tests.conftest import Database
+from tests.ledger.conftest import SECRETS, Travel
+from tests.sandbox.running import KEY_ID, KEY_SECRET, free_port
 from tests.subscriptions.builders import a_known
-from tests.subscriptions.conftest import Room
+from tests.subscriptions.conftest import MovableClock, Room, serving
 from tests.subscriptions.holding import held
 
 HOUR = timedelta(hours=1)
@@ -397,3 +403,68 @@ async def test_a_refund_takes_its_share_of_every_month(
 
     assert len(grants(room, tenant)) == months
     assert (await room.balance(tenant))["subscription"] == credits
+
+
+async def run_without_a_ledger(room: Room, database: Database) -> pb.GrantDueCreditsResponse:
+    """The job of a room that cannot reach its ledger."""
+    razorpay = Razorpay(api_url=room.sandbox.url, key_id=KEY_ID, key_secret=KEY_SECRET)
+    async with (
+        serving(database, f"127.0.0.1:{free_port()}", razorpay, MovableClock()) as (address, _, _),
+        open_channel(address, SecretStr(SECRETS["room_secret"])) as channel,
+    ):
+        stub = subscriptions_maintenance_pb2_grpc.SubscriptionsMaintenanceServiceStub(channel)
+        return await stub.GrantDueCredits(
+            pb.GrantDueCreditsRequest(idempotency_key="job:grant_due_credits:1")
+        )
+
+
+def grant_tasks(room: Room, tenant: str) -> list[dict[str, Any]]:
+    return room.rows(
+        "SELECT * FROM billing_reconciliation_queue WHERE tenant_id = %s AND task_type = 'grant_credits'"
+        " ORDER BY position",
+        tenant,
+    )
+
+
+async def test_a_free_month_that_the_ledger_hears_of_too_late_is_over(
+    room: Room, database: Database, tenant: str, travel: Travel
+) -> None:
+    await run(room, "others")
+    await room.provision(tenant)
+    assert (await run_without_a_ledger(room, database)).free_months == 1
+    travel.forward(days=32)
+
+    await room.reconcile()
+
+    [task] = grant_tasks(room, tenant)
+    assert task["completed_at"] is not None
+    assert task["last_error"].startswith("its time was over")
+    assert (await room.balance(tenant))["subscription"] == 0
+    await run(room, "next")
+    assert (await room.balance(tenant))["subscription"] == 100
+
+
+@pytest.mark.usefixtures("dripping")
+async def test_a_paid_month_that_the_ledger_hears_of_too_late_lasts_as_long_as_any(
+    room: Room, database: Database, tenant: str, travel: Travel
+) -> None:
+    await buy(room, tenant, cycle="yearly")
+    assert (await run_without_a_ledger(room, database)).drip_months == 1
+    travel.forward(days=40)
+
+    await room.reconcile()
+    [task] = grant_tasks(room, tenant)
+    # The answer of that attempt was lost: another one finds what it did.
+    room.change(
+        "UPDATE billing_reconciliation_queue SET completed_at = NULL, next_attempt_at = now() WHERE id = %s",
+        task["id"],
+    )
+    await room.reconcile()
+
+    [task] = grant_tasks(room, tenant)
+    assert task["completed_at"] is not None
+    assert (await room.balance(tenant))["subscription"] == 15_000
+    travel.forward(days=27)
+    assert (await room.balance(tenant))["subscription"] == 15_000
+    travel.forward(days=5)
+    assert (await room.balance(tenant))["subscription"] == 0
