@@ -8,12 +8,17 @@ from datetime import UTC, timedelta
 import pytest
 from billing.ledger.v1 import ledger_admin_pb2
 from billing.subscriptions.v1 import subscriptions_pb2 as pb
+from pydantic import SecretStr
 
 from services.subscriptions.actions import renewals
+from services.subscriptions.actions.addon_charges import carry_out
+from services.subscriptions.clients.ledger import Ledger
+from services.subscriptions.rules.addons import Charge
 from shared import clock
-from shared.errors import FailedPrecondition, NotFound
+from shared.errors import FailedPrecondition, NotFound, Unavailable
+from shared.rpc.client import open_channel
 from tests.conftest import Database
-from tests.ledger.conftest import Travel
+from tests.ledger.conftest import SECRETS, Travel
 from tests.subscriptions.addon_books import books
 from tests.subscriptions.conftest import Room
 from tests.subscriptions.flaky_ledger import Cut, another_room
@@ -276,3 +281,65 @@ async def test_tenants_are_walked_in_pages_and_a_run_goes_on_where_the_last_one_
     assert [of.rows()[0]["period"] for of in several] == [2] * 5
     for of in several:
         of.assert_charged_once(settled=True)
+
+
+async def test_resuming_after_the_period_ended_charges_the_next_one(
+    room: Room, tenant: str, travel: Travel
+) -> None:
+    of = await books(room, tenant, 1000)
+    bought = (await of.buy()).addon
+    await of.cancel(bought.tenant_addon_id)
+    travel.forward(days=30, hours=1)  # and no run has ended it yet
+
+    resumed = await of.resume(bought.tenant_addon_id)
+
+    assert (resumed.credits, resumed.addon.status) == (300, pb.ADDON_STATUS_ACTIVE)
+    assert resumed.addon.next_renewal_at.ToDatetime(UTC) == bought.next_renewal_at.ToDatetime(UTC) + PERIOD
+    await of.renew()
+    assert len(of.debits()) == 2
+    of.assert_charged_once(settled=True)
+
+
+async def test_what_is_being_resumed_is_not_bought_a_second_time(
+    room: Room, database: Database, tenant: str, travel: Travel
+) -> None:
+    of = await books(room, tenant, 1000)
+    addon = (await of.buy()).addon.tenant_addon_id
+    await of.cancel(addon)
+    travel.forward(days=31)
+    await of.renew()
+    async with another_room(room, database) as (product, _, line):
+        line.decide = lambda: Cut.AFTER
+        with pytest.raises(Unavailable):
+            await of.resume(addon, door=product)
+
+    with pytest.raises(FailedPrecondition) as refused:
+        await of.buy(key="anew")
+
+    assert (refused.value.reason, refused.value.metadata["status"]) == ("ADDON_EXISTS", "pending")
+    resumed = await of.resume(addon)
+    assert (resumed.credits, resumed.addon.status, resumed.replayed) == (300, pb.ADDON_STATUS_ACTIVE, True)
+    assert len(of.debits()) == 2
+    of.assert_charged_once(settled=True)
+
+
+async def test_a_worker_that_comes_back_late_changes_nothing(
+    room: Room, database: Database, tenant: str, travel: Travel
+) -> None:
+    of = await books(room, tenant, 300)
+    addon = (await of.buy()).addon.tenant_addon_id
+    travel.forward(days=31)
+    await of.renew()
+    async with another_room(room, database) as (product, _, line):
+        line.decide = lambda: Cut.BEFORE
+        with pytest.raises(Unavailable):
+            await of.resume(addon, door=product)
+    before = of.rows()
+    assert [(row["attempt"], row["charge_credits"]) for row in before] == [(2, 300)]
+
+    late = Charge(tenant, addon, "seat", period=2, attempt=1, credits=300)
+    async with open_channel(room.ledger.address, SecretStr(SECRETS["room_secret"])) as channel:
+        settled = await carry_out(room.engine, Ledger(channel), late, room.clock)
+
+    assert (settled.outcome.kind, settled.recorded) == ("unaffordable", False)
+    assert of.rows() == before
