@@ -16,7 +16,7 @@ from sandbox.errors import Refusal, WrongKey
 from sandbox.rest.doors import authorized
 from sandbox.state import checks, due, refunds
 from sandbox.till import Till
-from sandbox.webhooks.delivery import Delivery
+from sandbox.webhooks.delivery import UNFINISHED, Delivery
 
 LOOPBACK = ("127.0.0.1", "::1", None)
 UNITS = ("days", "hours", "minutes", "seconds")
@@ -149,10 +149,12 @@ def checkout(till: Till, body: Entity) -> Entity:
 def _deliveries(till: Till, ask: Ask) -> list[Entity]:
     """What is remembered, by event and status; `bodies=0` leaves the bytes out."""
     wanted = {name: ask.query[name] for name in ("event", "status") if name in ask.query}
+    pending = ask.query.get("pending", "0") != "0"
     return [
         delivery.as_entity(bodies=ask.query.get("bodies", "1") != "0")
         for delivery in till.outbox.all()
         if all(getattr(delivery, name) == value for name, value in wanted.items())
+        and (delivery.status in UNFINISHED or not pending)
     ]
 
 

@@ -78,8 +78,9 @@ def _charge(world: World, subscription: Record) -> None:
 
 
 def _cycle_is_over(world: World, subscription: Record) -> bool:
-    current_end: int = subscription.entity["current_end"]
-    return current_end <= world.now()
+    current_end, charge_at = subscription.entity["current_end"], subscription.entity["charge_at"]
+    # After a long leap, retries that were due before the cycle's end come first.
+    return bool(current_end <= world.now() and (charge_at is None or charge_at >= current_end))
 
 
 def _next_outcome(world: World, subscription: Record) -> str:

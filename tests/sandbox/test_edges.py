@@ -46,6 +46,47 @@ def test_without_a_cycle_there_is_no_end_of_it_to_cancel_at(a: Builder, sdk: Any
         assert ended["status"] == "cancelled"
 
 
+def test_a_wish_to_end_can_be_repeated_and_not_be_taken_back(a: Builder, sdk: Any) -> None:
+    subscription_id = a.paid_subscription()
+    before = sdk.subscription.fetch(subscription_id)
+
+    answers = [sdk.subscription.cancel(subscription_id, {"cancel_at_cycle_end": 1}) for _ in range(2)]
+
+    assert answers == [before, before]
+    with pytest.raises(BadRequestError, match="No Pending update"):
+        sdk.subscription.cancel_scheduled_changes(subscription_id)
+    with pytest.raises(BadRequestError, match="No Pending update"):
+        sdk.subscription.pending_update(subscription_id)
+
+
+def test_a_wish_to_end_is_kept_through_failures(life: Life) -> None:
+    subscription_id = paid(life)
+    due.plan_outcomes(life.world, subscription_id, ["fail", "fail", "fail", "fail"])
+    life.world.commit()
+    life.clock.move_to(ist(2026, 11, 15))
+    life.tick()
+    subscriptions.cancel(life.world, subscription_id, at_cycle_end=True)
+    life.events()
+
+    life.clock.move_to(ist(2026, 12, 14))
+
+    assert life.tick()[-2:] == ["subscription.halted", "subscription.cancelled"]
+    assert life.entity(subscription_id)["paid_count"] == 1
+
+
+def test_a_link_that_is_too_old_expires_without_a_word(life: Life) -> None:
+    subscription_id = life.subscribe(expire_by=ist(2026, 10, 20))
+    life.clock.move_to(ist(2026, 10, 20))
+
+    assert life.tick() == []
+
+    assert life.entity(subscription_id)["status"] == "expired"
+    with pytest.raises(Refusal, match="expired"):
+        charges.pay(life.world, subscription_id, method="card")
+    with pytest.raises(Refusal, match="not cancellable in expired status"):
+        subscriptions.cancel(life.world, subscription_id, at_cycle_end=False)
+
+
 def test_the_final_cycle_ends_by_itself(life: Life) -> None:
     subscription_id = paid(life, total_count=2)
     charges.fail(life.world, subscription_id)

@@ -86,10 +86,12 @@ def test_drain_says_when_patience_ran_out_and_hurry_skips_the_waiting(a: Builder
         a.sandbox.act(f"orders/{a.order()}/fail")
         # The slow tier waits six seconds.
         impatient = a.sandbox.set("drain", timeout=0.2)
+        waiting = a.sandbox.http.get("/_sandbox/deliveries", params={"pending": 1}).json()
         began = time.monotonic()
         hurried = a.sandbox.set("drain", timeout=5, hurry=True)
 
     assert impatient == {"drained": False, "pending": 1, "disabled": False}
+    assert [(each["event"], each["status"]) for each in waiting] == [("payment.failed", "retrying")]
     assert hurried["drained"]
     assert time.monotonic() - began < 3
     attempts = [attempt.get("status") for attempt in newest(a.sandbox, "payment.failed")["attempts"]]
