@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from services.subscriptions.rules.catalog import FREE, Cycle
-from services.subscriptions.rules.fence import KnownSubscription
+from services.subscriptions.rules.fence import FAILING, KnownSubscription
 
 # Statuses in which the plan entitles; in the others the free plan does.
 ENTITLING = frozenset({"trialing", "active", "past_due"})
@@ -157,7 +157,9 @@ def entitles(k: KnownSubscription, known: Sequence[KnownSubscription], now: date
         return False
     if k.status == "authenticated":
         return k.trial_ends_at is not None or (k.starts_at is not None and k.starts_at <= now)
-    return True
+    # A purchase for now that failed before it was ever paid gives nothing, and takes nobody's place.
+    at_once = k.trial_ends_at is None and k.starts_at is None
+    return not (at_once and k.paid_count == 0 and k.status in FAILING)
 
 
 def taker(k: KnownSubscription, known: Sequence[KnownSubscription]) -> KnownSubscription | None:
