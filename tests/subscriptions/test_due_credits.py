@@ -10,8 +10,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from billing.subscriptions.v1 import catalog_pb2, subscriptions_maintenance_pb2_grpc, subscriptions_pb2
 from billing.subscriptions.v1 import subscriptions_maintenance_pb2 as pb
-from billing.subscriptions.v1 import subscriptions_maintenance_pb2_grpc
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import SecretStr
@@ -322,6 +322,8 @@ def dripping(room: Room) -> Iterator[None]:
     room.change("UPDATE plans SET credit_cadence = 'monthly' WHERE id = 'pro'")
     yield
     room.change("UPDATE plans SET credit_cadence = 'per_cycle' WHERE id = 'pro'")
+    # A year that goes on would be counted by the tests that follow.
+    room.change("UPDATE payments SET drip_credits = NULL")
 
 
 @pytest.mark.usefixtures("dripping")
@@ -403,6 +405,37 @@ async def test_a_refund_takes_its_share_of_every_month(
 
     assert len(grants(room, tenant)) == months
     assert (await room.balance(tenant))["subscription"] == credits
+
+
+@pytest.mark.usefixtures("dripping")
+async def test_an_upgrade_ends_the_months_of_the_year_before(room: Room, tenant: str, travel: Travel) -> None:
+    await buy(room, tenant, cycle="yearly")
+    await run(room, "1")
+    travel.forward(days=10)
+    changed = await room.product.ChangePlan(
+        subscriptions_pb2.ChangePlanRequest(
+            tenant_id=tenant,
+            idempotency_key="up",
+            plan_code="business",
+            cycle=catalog_pb2.BILLING_CYCLE_MONTHLY,
+        )
+    )
+    for delivery in room.sandbox.act(f"subscriptions/{changed.checkout.subscription_id}/pay", method="card"):
+        await room.deliver(delivery)
+    await room.reconcile()
+    taken = room.rows(
+        "SELECT sum(credits) AS credits FROM grant_revocations WHERE tenant_id = %s AND cause = 'proration'",
+        tenant,
+    )[0]["credits"]
+    assert 15_000 * 20 // 31 <= taken <= 15_000 * 21 // 28
+    assert (await room.balance(tenant))["subscription"] == 50_000 + 15_000 - taken
+
+    for number in range(3):
+        travel.forward(days=31)
+        assert (await run(room, f"later:{number}")).drip_months == 0
+
+    kinds = [grant["kind"] for grant in grants(room, tenant)]
+    assert sorted(kinds) == ["plan.cycle", "plan.month"]
 
 
 async def run_without_a_ledger(room: Room, database: Database) -> pb.GrantDueCreditsResponse:
