@@ -28,8 +28,7 @@ ROOM = "scheduler"
 CALL_ATTEMPTS = 3
 SINK_BATCH = 20
 SINK_RETRY = timedelta(minutes=1)
-# Most runs end at once, and those that do not last seconds.
-POLL_SECONDS, POLL_SECONDS_MAX = 0.005, 0.1
+POLL_SECONDS = 0.1
 
 log = logs.get_logger()
 
@@ -151,13 +150,13 @@ async def claim_by_hand(
 
 async def wait_for(engine: AsyncEngine, run: Run, *, seconds: float) -> Run:
     """The run when it ended, or as it stands when the time is over, whichever process executes it."""
-    ends_at, pause = time.monotonic() + seconds, POLL_SECONDS
-    while run.finished_at is None and time.monotonic() < ends_at:
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, POLL_SECONDS_MAX)
+    ends_at = time.monotonic() + seconds
+    while True:
         async with transaction(engine) as db:
             run = await run_store.find(db, run.id) or run
-    return run
+        if run.finished_at is not None or time.monotonic() >= ends_at:
+            return run
+        await asyncio.sleep(POLL_SECONDS)
 
 
 async def set_paused(

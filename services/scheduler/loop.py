@@ -41,11 +41,12 @@ class Loop:
         # Runs begin from here, not from the RPC that asked: its deadline and its request end before they do.
         self._context = contextvars.copy_context()
 
-    def start(self, run: Run) -> None:
-        """Execute a run that this process claimed, in the background."""
+    def start(self, run: Run) -> asyncio.Task[None]:
+        """Execute a run that this process claimed, in the background, whoever waits for it or leaves."""
         task = asyncio.create_task(self._execute(run), context=self._context.copy())
         self._runs.add(task)
         task.add_done_callback(self._runs.discard)
+        return task
 
     async def keep_time(self) -> None:
         """Claim and start what is due, each second, whatever happens to the database meanwhile."""

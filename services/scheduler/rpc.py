@@ -1,5 +1,7 @@
 """The operators' door: request → plain values → one action → response."""
 
+import asyncio
+import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -35,7 +37,12 @@ class SchedulerService(pb_grpc.SchedulerServiceServicer):
     """Jobs and runs for operators."""
 
     def __init__(
-        self, engine: AsyncEngine, *, owner: str, start: Callable[[Run], None], now: Clock = clock.now
+        self,
+        engine: AsyncEngine,
+        *,
+        owner: str,
+        start: Callable[[Run], asyncio.Task[None]],
+        now: Clock = clock.now,
     ) -> None:
         self._engine = engine
         self._owner = owner
@@ -76,10 +83,11 @@ class SchedulerService(pb_grpc.SchedulerServiceServicer):
             reason=request.reason,
             now=self._now(),
         )
+        ends_at = time.monotonic() + (remaining_seconds() or 0) - ANSWER_SECONDS
         if not replayed:
-            self._start(run)
-        patience = (remaining_seconds() or 0) - ANSWER_SECONDS
-        run = await actions.wait_for(self._engine, run, seconds=patience)
+            # Ours to execute, so that its end need not be looked for.
+            await asyncio.wait({self._start(run)}, timeout=max(0.0, ends_at - time.monotonic()))
+        run = await actions.wait_for(self._engine, run, seconds=ends_at - time.monotonic())
         return pb.RunJobResponse(run=_run(run), replayed=replayed)
 
     async def PauseJob(self, request: pb.PauseJobRequest, context: Any) -> pb.PauseJobResponse:

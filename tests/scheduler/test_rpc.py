@@ -125,6 +125,9 @@ async def test_a_run_by_hand_answers_what_the_room_answered_and_its_key_starts_n
         "pastDue": 2,
         "reminders": 0,
         "autoDowngraded": 1,
+        "trialsEnding": 0,
+        "noticesSent": 0,
+        "stillDue": 0,
         "steps": [],
         "alerts": 0,
     }
