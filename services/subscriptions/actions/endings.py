@@ -140,7 +140,8 @@ async def move(
             return answer["status"], True
         live = await _live(db, row)
         # After a lost answer the provider's event may have come first: then the wanted status is there already.
-        if live.ended or row.status not in ("active", "paused"):
+        # And pausing what was not charged yet cancels it there.
+        if live.status not in ("active", "paused") or row.status not in ("active", "paused"):
             raise WrongStatus(
                 f"only {_ALLOWED[what]} subscriptions can be {what}d",
                 status="ended" if live.ended else row.status,
@@ -154,5 +155,15 @@ async def move(
         await apply_event(db, seen, idempotency_key="", mode=mode, now=now, policy=policy)
         row = await store.lock_subscription(db, tenant_id)
         if await keys.find_answer(db, **key) is None:
+            await standing.record_change(
+                db,
+                tenant_id,
+                f"subscription.{what}d",
+                {},
+                {"status": row.status, "razorpay_subscription_id": live.id},
+                actor_type="service",
+                actor_id="product",
+                reason=f"the product asked to {what}",
+            )
             await keys.insert_answer(db, **key, answer={"status": row.status})
     return row.status, False
