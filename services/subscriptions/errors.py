@@ -5,7 +5,7 @@ NotFound            UnknownTenant  UnknownPlan  UnknownCreditPack  UnknownTask  
 FailedPrecondition  IdempotencyKeyReused  PlanNotForSale  AlreadySubscribed  SubscriptionExists  ChangePending
                     NoPendingChange  NoSubscription  WrongStatus  QuoteStale  PaymentMismatch  RefundExceedsPayment
                     TaskCompleted  NotAnOrphan  CheckoutClosed  ProviderRefused  ProviderNotConfigured  AddonExists
-                    InsufficientCredits  AccountFrozen
+                    AddonWithoutEffect  InsufficientCredits  AccountFrozen
 InvalidArgument     PageTokenInvalid  GstinInvalid
 PermissionDenied    SignatureMismatch
 Aborted             Conflict
@@ -104,6 +104,10 @@ class CheckoutClosed(FailedPrecondition):
 
 class AddonExists(FailedPrecondition):
     reason = "ADDON_EXISTS"
+
+
+class AddonWithoutEffect(FailedPrecondition):
+    reason = "ADDON_WITHOUT_EFFECT"
 
 
 class InsufficientCredits(FailedPrecondition):

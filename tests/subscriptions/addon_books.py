@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from billing.ledger.v1 import ledger_funding_pb2, ledger_pb2, types_pb2
 from billing.subscriptions.v1 import subscriptions_maintenance_pb2 as maintenance_pb
 from billing.subscriptions.v1 import subscriptions_pb2 as pb
 
+from services.subscriptions.actions.catalog import apply_catalog
+from services.subscriptions.catalogue import load_catalog
+from services.subscriptions.rules.catalog import Addon
 from services.subscriptions.rules.entitlements import ActiveAddon, Override, build, from_json
 from services.subscriptions.store import catalog as catalog_store
 from shared.database import transaction
@@ -152,6 +157,18 @@ class Books:
             if limit.value is not None
         }
         assert in_ledger == built
+
+
+@asynccontextmanager
+async def selling(room: Room, **addons: Addon | None) -> AsyncIterator[None]:
+    """A catalogue with other add-ons, None being one that is no longer sold; as it was at the end."""
+    shipped = load_catalog()
+    changed = {code: addon for code, addon in (dict(shipped.addons) | addons).items() if addon is not None}
+    await apply_catalog(room.engine, replace(shipped, addons=changed), actor="test", dry_run=False)
+    try:
+        yield
+    finally:
+        await apply_catalog(room.engine, shipped, actor="test", dry_run=False)
 
 
 async def books(room: Room, tenant: str, credits: int = 0) -> Books:

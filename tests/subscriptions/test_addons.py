@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from billing.subscriptions.v1 import subscriptions_pb2 as pb
 
+from services.subscriptions.catalogue import load_catalog
 from shared.errors import BillingError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from tests.conftest import Database
-from tests.subscriptions.addon_books import Books, books
+from tests.subscriptions.addon_books import Books, books, selling
 from tests.subscriptions.conftest import Room
 from tests.subscriptions.flaky_ledger import Cut, another_room
 from tests.subscriptions.test_reconciliation import provision_without_a_ledger
@@ -125,13 +127,12 @@ async def test_the_job_finishes_a_purchase_that_nobody_asked_about_again(
         line.decide = lambda: Cut.AFTER
         with pytest.raises(Unavailable):
             await of.buy(door=product)
-        assert (await of.renew(door=maintenance)).failed >= 1
+        done = await of.renew(door=maintenance)
+        assert done.failed >= 1
+        assert not [each for each in done.alerts if each.tenant_id == tenant], "silence passes by itself"
     # The price of a charge that is under way stays, or its key would no longer fit.
-    room.change("UPDATE addon_catalog SET credits = 7 WHERE id = 'seat'")
-    try:
+    async with selling(room, seat=replace(load_catalog().addons["seat"], credits=7)):
         await of.renew()
-    finally:
-        room.change("UPDATE addon_catalog SET credits = 300 WHERE id = 'seat'")
 
     [row] = of.rows()
     assert (row["status"], row["period"], row["charge_credits"]) == ("active", 1, None)
@@ -208,8 +209,24 @@ async def test_a_charge_that_cannot_be_recorded_yet_is_recorded_later(room: Room
 
     assert unknown.value.reason == "LEDGER_UNAVAILABLE", "the ledger has charged: no refusal may be definite"
     assert len(of.debits()) == 1
-    assert (await of.renew()).failed >= 1
+    done = await of.renew()
+    assert done.failed >= 1
+    [alert] = [each for each in done.alerts if each.tenant_id == tenant]
+    assert alert.evidence["reason"] == "UNKNOWN_PLAN", "time alone does not mend it"
     room.change("UPDATE subscriptions SET plan_id = 'free' WHERE tenant_id = %s", tenant)
     assert (await of.renew()).renewed >= 1
     of.assert_charged_once(settled=True)
     await of.assert_entitled()
+
+
+async def test_an_add_on_that_would_raise_nothing_is_not_sold(room: Room, tenant: str) -> None:
+    of = await books(room, tenant, 1000)
+    room.change("UPDATE subscriptions SET plan_id = 'business' WHERE tenant_id = %s", tenant)
+
+    with pytest.raises(FailedPrecondition) as refused:
+        await of.buy("blog_posts")
+
+    assert refused.value.reason == "ADDON_WITHOUT_EFFECT"
+    assert refused.value.metadata == {"addon": "blog_posts", "limit": "blog.posts", "plan_code": "business"}
+    assert (await of.available(), of.rows()) == (1000, [])
+    assert (await of.buy("seat")).credits == 300

@@ -19,7 +19,7 @@ from shared.errors import FailedPrecondition, NotFound, Unavailable
 from shared.rpc.client import open_channel
 from tests.conftest import Database
 from tests.ledger.conftest import SECRETS, Travel
-from tests.subscriptions.addon_books import books
+from tests.subscriptions.addon_books import books, selling
 from tests.subscriptions.conftest import Room
 from tests.subscriptions.flaky_ledger import Cut, another_room
 
@@ -236,8 +236,7 @@ async def test_what_a_tenant_has_is_renewed_although_it_is_no_longer_sold(
 ) -> None:
     of = await books(room, tenant, 2000)
     addon = (await of.buy("custom_domain")).addon.tenant_addon_id
-    room.change("UPDATE addon_catalog SET is_active = false WHERE id = 'custom_domain'")
-    try:
+    async with selling(room, custom_domain=None):
         travel.forward(days=31)
         await of.renew()
         assert [row["period"] for row in of.rows()] == [2]
@@ -249,8 +248,6 @@ async def test_what_a_tenant_has_is_renewed_although_it_is_no_longer_sold(
             with pytest.raises(NotFound) as refused:
                 await refusal
             assert refused.value.reason == "UNKNOWN_ADDON"
-    finally:
-        room.change("UPDATE addon_catalog SET is_active = true WHERE id = 'custom_domain'")
     assert len(of.debits()) == 2
 
 

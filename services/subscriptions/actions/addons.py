@@ -16,7 +16,13 @@ from services.subscriptions.actions.addon_charges import (
     record_audit,
 )
 from services.subscriptions.clients.ledger import Ledger
-from services.subscriptions.errors import AddonExists, Conflict, UnknownAddon, UnknownTenant
+from services.subscriptions.errors import (
+    AddonExists,
+    AddonWithoutEffect,
+    Conflict,
+    UnknownAddon,
+    UnknownTenant,
+)
 from services.subscriptions.rules import addons as rules
 from services.subscriptions.rules.addons import Shown, TenantAddon
 from services.subscriptions.rules.catalog import Addon
@@ -48,7 +54,7 @@ async def buy_addon(
     """Buy an add-on, or resume the purchase under this key; credits that do not cover it leave nothing behind."""
     request = {"addon_code": addon_code, "units": units}
     async with transaction(engine) as db:
-        await subscription_store.lock_subscription(db, tenant_id)
+        subscription = await subscription_store.lock_subscription(db, tenant_id)
         stored = await keys.find_answer(
             db, tenant_id=tenant_id, method=BUY, key=idempotency_key, request=request
         )
@@ -57,11 +63,11 @@ async def buy_addon(
         row = await store.find_by_key(db, tenant_id, idempotency_key)
         replayed = row is not None
         if row is None:
-            row = await _begin_purchase(db, tenant_id, idempotency_key, addon_code, units, clock())
+            row = await _begin_purchase(db, subscription, idempotency_key, addon_code, units, clock())
         else:
             assert_same(BUY, {"addon_code": row.addon_id, "units": row.units}, request)
             if row.charge is None and not row.was_bought:
-                row = await _begin_again(db, row, idempotency_key)
+                row = await _begin_again(db, subscription, row, idempotency_key)
         if row.charge is None:  # bought so long ago that the answer is no longer kept
             shown = rules.show(row, (await _catalogue(db))[row.addon_id])
             return Answer(shown, shown.credits_per_period, replayed=True)
@@ -70,13 +76,13 @@ async def buy_addon(
 
 
 async def _begin_purchase(
-    db: AsyncConnection, tenant_id: str, key: str, addon_code: str, units: int, now: datetime
+    db: AsyncConnection, subscription: Subscription, key: str, addon_code: str, units: int, now: datetime
 ) -> TenantAddon:
-    addon = await _on_sale(db, addon_code)
-    await _assert_free(db, tenant_id, addon_code)
+    addon = await _on_sale(db, subscription, addon_code)
+    await _assert_free(db, subscription.tenant_id, addon_code)
     row = TenantAddon(
         id=new_id("tad"),
-        tenant_id=tenant_id,
+        tenant_id=subscription.tenant_id,
         addon_id=addon_code,
         units=units,
         status="pending",
@@ -93,19 +99,31 @@ async def _begin_purchase(
     return row
 
 
-async def _begin_again(db: AsyncConnection, row: TenantAddon, key: str) -> TenantAddon:
+async def _begin_again(
+    db: AsyncConnection, subscription: Subscription, row: TenantAddon, key: str
+) -> TenantAddon:
     """Charge what has ended, or what the ledger would not charge before."""
-    addon = await _on_sale(db, row.addon_id)
+    addon = await _on_sale(db, subscription, row.addon_id)
     await _assert_free(db, row.tenant_id, row.addon_id)
     row = rules.begin(row, rules.price(addon, row.units), key)
     await store.save_addon(db, row)
     return row
 
 
-async def _on_sale(db: AsyncConnection, addon_code: str) -> Addon:
-    addon = (await catalog_store.read_catalog(db)).addons.get(addon_code)
+async def _on_sale(db: AsyncConnection, subscription: Subscription, addon_code: str) -> Addon:
+    catalog = await catalog_store.read_catalog(db)
+    addon = catalog.addons.get(addon_code)
     if addon is None:
         raise UnknownAddon(f"no add-on {addon_code} is for sale: see ListAddons", addon=addon_code)
+    # A plan that is no longer sold bounds nothing that we know here: then the tenant decides.
+    plan = catalog.plans.get(subscription.entitling_plan_id)
+    if plan is not None and not rules.has_effect(addon, plan):
+        raise AddonWithoutEffect(
+            f"the plan {plan.code} has no bound on {addon.limit} that {addon_code} would raise",
+            addon=addon_code,
+            limit=addon.limit,
+            plan_code=plan.code,
+        )
     return addon
 
 
@@ -183,7 +201,7 @@ async def resume_addon(
             if row.charge is None:
                 if rules.can_resume_free(row, now):
                     return await _resume_free(db, subscription, row, idempotency_key, now)
-                row, ours = await _begin_resumption(db, row, idempotency_key), True
+                row, ours = await _begin_resumption(db, subscription, row, idempotency_key), True
         if row.charge is not None:
             settlement = await carry_out(engine, ledger, row.charge, clock)
             if ours:
@@ -208,14 +226,16 @@ async def _resume_free(
     return Answer(shown, 0, replayed=False)
 
 
-async def _begin_resumption(db: AsyncConnection, row: TenantAddon, key: str) -> TenantAddon:
+async def _begin_resumption(
+    db: AsyncConnection, subscription: Subscription, row: TenantAddon, key: str
+) -> TenantAddon:
     other = await store.find_charged_for(db, row.tenant_id, key)
     if other is not None and other.was_bought:  # its answer will take the key
         assert_same(RESUME, {"tenant_addon_id": other.id}, {"tenant_addon_id": row.id})
     if not row.was_bought:
         raise UnknownAddon("this purchase was refused: buy the add-on anew", addon=row.id)
     if row.status == "canceled":
-        return await _begin_again(db, row, key)
+        return await _begin_again(db, subscription, row, key)
     # What a tenant has is kept although it is no longer sold.
     addon = (await _catalogue(db))[row.addon_id]
     row = rules.begin(row, rules.price(addon, row.units), key)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.subscriptions.actions import standing
@@ -25,7 +26,7 @@ from services.subscriptions.store.addons import Waiting
 from shared import logs
 from shared.clock import Clock
 from shared.database import transaction
-from shared.errors import BillingError
+from shared.errors import Aborted, BillingError, ResourceExhausted
 
 PAGE = 100
 WALK = "renew_addons.paused"
@@ -35,12 +36,13 @@ _log = logs.get_logger()
 
 
 @dataclass(frozen=True)
-class Refused:
-    """An add-on that the ledger would not charge, for a reason that a person must look at."""
+class Trouble:
+    """What a person must look at: an add-on that the ledger would not charge, or a tenant that cannot be recorded."""
 
-    row: TenantAddon
-    reason: str
-    message: str
+    subject: str
+    tenant_id: str
+    title: str
+    evidence: dict[str, str]
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Renewals:
     """What one run did, or would do."""
 
     counts: Counter[What] = field(default_factory=Counter)
-    refused: list[Refused] = field(default_factory=list)
+    troubles: list[Trouble] = field(default_factory=list)
 
 
 class Renewer:
@@ -96,14 +98,27 @@ class Renewer:
         async with few:
             try:
                 await self._move(tenant_id, waiting, dry_run=dry_run)
-            except LedgerUnavailable:
-                self._fail(tenant_id, "ledger_unavailable")
-            except Exception:
-                self._fail(tenant_id, "unexpected", exc_info=True)
+            except LedgerUnavailable as error:
+                self._fail(tenant_id, error.__cause__ or error)
+            except Exception as error:
+                self._fail(tenant_id, error)
 
-    def _fail(self, tenant_id: str, why: str, *, exc_info: bool = False) -> None:
+    def _fail(self, tenant_id: str, error: BaseException) -> None:
+        """Left for the next run; what is not the ledger's silence needs a person as well."""
         self._done.counts["failed"] += 1
-        _log.warning("addon_renewal_failed", tenant_id=tenant_id, why=why, exc_info=exc_info)
+        reason = error.reason if isinstance(error, BillingError) else type(error).__name__
+        passing = isinstance(error, BillingError) and not error.definite
+        passing = passing or isinstance(error, ResourceExhausted | Aborted | DBAPIError)
+        _log.warning(
+            "addon_renewal_failed", tenant_id=tenant_id, reason=reason, exc_info=None if passing else error
+        )
+        if not passing:
+            title = f"Add-ons of {tenant_id} cannot be renewed: {reason}"
+            self._report(Trouble(tenant_id, tenant_id, title, {"reason": reason}))
+
+    def _report(self, trouble: Trouble) -> None:
+        if len(self._done.troubles) < ALERTS_MAX:
+            self._done.troubles.append(trouble)
 
     async def _move(self, tenant_id: str, waiting: Waiting, *, dry_run: bool) -> None:
         async with transaction(self._engine) as db:
@@ -185,7 +200,21 @@ class Renewer:
                 return "renewed"
             case "unaffordable":
                 return "paused" if settlement.row.status == "paused" else None
-        refusal = settlement.outcome.refusal
-        if refusal is not None and len(self._done.refused) < ALERTS_MAX:
-            self._done.refused.append(Refused(settlement.row, refusal.reason, refusal.message))
+        self._report(_would_not_charge(settlement))
         return "failed"
+
+
+def _would_not_charge(settlement: Settlement) -> Trouble:
+    row, refusal = settlement.row, settlement.outcome.refusal
+    return Trouble(
+        row.id,
+        row.tenant_id,
+        f"The ledger would not charge add-on {row.addon_id}: {refusal}",
+        {
+            "tenant_addon_id": row.id,
+            "addon": row.addon_id,
+            "status": row.status,
+            "period": str(row.period + 1),
+            "reason": refusal.reason if refusal else "",
+        },
+    )

@@ -3,7 +3,7 @@
 from billing.maintenance.v1 import alert_pb2
 from billing.subscriptions.v1 import subscriptions_maintenance_pb2 as pb
 
-from services.subscriptions.actions.renewals import Refused, Renewer
+from services.subscriptions.actions.renewals import Renewer, Trouble
 from services.subscriptions.rpc.messages import Context
 from services.subscriptions.rpc.room import Desk
 
@@ -21,22 +21,15 @@ class Renewals(Desk):
             paused=done.counts["paused"],
             ended=done.counts["ended"],
             failed=done.counts["failed"],
-            alerts=[_refused(refused) for refused in done.refused],
+            alerts=[_alert(trouble) for trouble in done.troubles],
         )
 
 
-def _refused(refused: Refused) -> alert_pb2.Alert:
-    row = refused.row
+def _alert(trouble: Trouble) -> alert_pb2.Alert:
     return alert_pb2.Alert(
-        key=f"subscriptions.addon_not_charged:{row.id}",
+        key=f"subscriptions.addon_not_charged:{trouble.subject}",
         severity=alert_pb2.ALERT_SEVERITY_WARNING,
-        title=f"The ledger would not charge add-on {row.addon_id}: {refused.message}",
-        tenant_id=row.tenant_id,
-        evidence={
-            "tenant_addon_id": row.id,
-            "addon": row.addon_id,
-            "status": row.status,
-            "period": str(row.period + 1),
-            "reason": refused.reason,
-        },
+        title=trouble.title,
+        tenant_id=trouble.tenant_id,
+        evidence=trouble.evidence,
     )

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from services.subscriptions.rules.catalog import Addon
+from services.subscriptions.rules.catalog import Addon, Plan
 
 Due = Literal["charge", "end", "retry"]
 
@@ -78,6 +78,11 @@ class TenantAddon:
 def price(addon: Addon, units: int) -> int:
     """Credits of a period for so many units."""
     return addon.credits * units
+
+
+def has_effect(addon: Addon, plan: Plan) -> bool:
+    """Whether the plan bounds what the add-on raises."""
+    return plan.limits.get(addon.limit) is not None
 
 
 def begin(row: TenantAddon, credits: int, key: str | None) -> TenantAddon:

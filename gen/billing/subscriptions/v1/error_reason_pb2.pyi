@@ -116,6 +116,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE. The ledger did not answer; whether it charged is unknown. Repeat with the same idempotency key: the
     call resumes where it stopped. Otherwise RenewAddons finishes what was begun.
     """
+    ERROR_REASON_ADDON_WITHOUT_EFFECT: _ErrorReason.ValueType  # 35
+    """FAILED_PRECONDITION. The tenant's plan has no bound that the add-on would raise. Metadata: addon, limit, plan_code.
+    Nothing was charged; there is no need to buy it.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused."""
@@ -211,5 +215,9 @@ may be asked again once an operator has ended the freeze.
 ERROR_REASON_LEDGER_UNAVAILABLE: ErrorReason.ValueType  # 34
 """UNAVAILABLE. The ledger did not answer; whether it charged is unknown. Repeat with the same idempotency key: the
 call resumes where it stopped. Otherwise RenewAddons finishes what was begun.
+"""
+ERROR_REASON_ADDON_WITHOUT_EFFECT: ErrorReason.ValueType  # 35
+"""FAILED_PRECONDITION. The tenant's plan has no bound that the add-on would raise. Metadata: addon, limit, plan_code.
+Nothing was charged; there is no need to buy it.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

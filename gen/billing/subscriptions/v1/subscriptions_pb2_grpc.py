@@ -229,7 +229,8 @@ class SubscriptionsServiceServicer:
 
     def BuyAddon(self, request, context):
         """Buys an add-on with credits; the limit rises within the same step. A tenant has an add-on once: another purchase
-        of one that has not ended is refused with ERROR_REASON_ADDON_EXISTS.
+        of one that has not ended is refused with ERROR_REASON_ADDON_EXISTS, and one whose limit the plan does not bound
+        with ERROR_REASON_ADDON_WITHOUT_EFFECT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,7 +45,8 @@ class SubscriptionsServiceStub:
     """Begins the purchase of a credit pack. Credits arrive when the provider reports the captured payment."""
     BuyAddon: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.BuyAddonRequest, _subscriptions_pb2.BuyAddonResponse]
     """Buys an add-on with credits; the limit rises within the same step. A tenant has an add-on once: another purchase
-    of one that has not ended is refused with ERROR_REASON_ADDON_EXISTS.
+    of one that has not ended is refused with ERROR_REASON_ADDON_EXISTS, and one whose limit the plan does not bound
+    with ERROR_REASON_ADDON_WITHOUT_EFFECT.
     """
     CancelAddon: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.CancelAddonRequest, _subscriptions_pb2.CancelAddonResponse]
     """Ends an add-on at the end of its period, and a paused one at once. One that is ending or has ended stays so."""
@@ -163,7 +164,8 @@ class SubscriptionsServiceServicer:
         context: _aio.ServicerContext[_subscriptions_pb2.BuyAddonRequest, _abc.Awaitable[_subscriptions_pb2.BuyAddonResponse]],
     ) -> _abc.Awaitable[_subscriptions_pb2.BuyAddonResponse]:
         """Buys an add-on with credits; the limit rises within the same step. A tenant has an add-on once: another purchase
-        of one that has not ended is refused with ERROR_REASON_ADDON_EXISTS.
+        of one that has not ended is refused with ERROR_REASON_ADDON_EXISTS, and one whose limit the plan does not bound
+        with ERROR_REASON_ADDON_WITHOUT_EFFECT.
         """
 
     def CancelAddon(
