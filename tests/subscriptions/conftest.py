@@ -36,6 +36,7 @@ from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.rpc.doors import doors
 from services.subscriptions.rpc.room import Room as Doors
 from services.subscriptions.rules.policy import Policy, Supplier
+from services.subscriptions.store import catalog as catalog_store
 from services.webhooks.clients import PaymentEvents
 from services.webhooks.rules.delivery import Claimed, Decision
 from services.webhooks.rules.razorpay import normalise
@@ -152,7 +153,8 @@ class Room:
             return db.execute(query, values).fetchall()
 
     def change(self, statement: str, *values: Any) -> None:
-        """An incident, staged."""
+        """An incident, staged; whoever changes the catalogue by hand passes by what the room remembers of it."""
+        catalog_store._read.clear()
         with psycopg.connect(self.admin_url, autocommit=True) as db:
             db.execute("SET search_path = subscriptions, ops")
             db.execute(statement, values)

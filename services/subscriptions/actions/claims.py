@@ -1,7 +1,9 @@
 """Steps that bring credits in line with money that went back."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
+from typing import Any, Literal
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -15,6 +17,7 @@ from services.subscriptions.store import money as store
 from services.subscriptions.store import purchases
 from services.subscriptions.store import tasks as task_store
 from shared.ids import new_id
+from shared.ops import store as ops
 
 
 async def settle_claims(db: AsyncConnection, payment_id: str, now: datetime, policy: Policy) -> None:
@@ -89,12 +92,17 @@ async def _give_back(
 ) -> None:
     paid = await store.find_paid(db, payment)
     amount = claims.unused_paise(paid, since) if paid else 0
-    if amount == 0:
+    if paid is None or amount == 0:
         return
-    refund = Refund(new_id("rfd"), payment.id, None, "proration", amount, payment.currency, "pending")
+    status = "pending" if paid.refundable(since) else "failed"
+    refund = Refund(new_id("rfd"), payment.id, None, "proration", amount, payment.currency, status)
     if not await store.insert_refund(
         db, refund, tenant_id=tenant_id, reason="the plan was changed", actor="system", change_id=change_id
     ):
+        return
+    if status == "failed":
+        observed = {"paymentId": paid.id, "unusedPaise": amount, "changeId": change_id}
+        await _open_finding(db, "unused_not_refundable", "warning", tenant_id, observed)
         return
     task = tasks.refund_payment(tenant_id, refund, notes={"change_id": change_id})
     await task_store.insert_task(db, task, now)
@@ -109,6 +117,34 @@ async def _give_back(
             reference = f"proration:{change_id}:{grant.reference_id}"
             revocation = Revocation(reference, grant.reference_id, "proration", refund.id, credits)
             await _revoke(db, tenant_id, revocation, now)
+
+
+async def fail_refund(db: AsyncConnection, tenant_id: str, refund_id: str, why: str, now: datetime) -> None:
+    """Step: the provider refused a refund for good; the credits of a change come back, and a person must act."""
+    refund = await store.get_refund(db, refund_id)
+    if refund.status != "pending":
+        return
+    await store.save_refund(db, replace(refund, status="failed"), now=now)
+    await restore_claims(db, tenant_id, refund.id, now)
+    observed = {"refundId": refund.id, "paymentId": refund.payment_id, "kind": refund.kind, "why": why}
+    await _open_finding(db, "refund_failed", "critical", tenant_id, observed)
+
+
+async def _open_finding(
+    db: AsyncConnection,
+    check_type: str,
+    severity: Literal["warning", "critical"],
+    tenant_id: str,
+    observed: dict[str, Any],
+) -> None:
+    await ops.open_finding(
+        db,
+        room="subscriptions",
+        check_type=check_type,
+        tenant_id=tenant_id,
+        severity=severity,
+        observed=observed,
+    )
 
 
 async def _revoke(db: AsyncConnection, tenant_id: str, revocation: Revocation, now: datetime) -> None:

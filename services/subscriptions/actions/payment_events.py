@@ -39,6 +39,8 @@ class Applied:
     outcome: str
     reason: str
     tenant_id: str | None
+    # Something may have been written that is owed elsewhere.
+    owes: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ async def apply_event(
             tenant_id=subject.tenant_id,
             processed_at=now,
         )
-    return Applied(decision.outcome, decision.reason, subject.tenant_id)
+    owes = decision.outcome == "applied" or decision.fetch
+    return Applied(decision.outcome, decision.reason, subject.tenant_id, owes)
 
 
 async def _lock(db: AsyncConnection, event: PaymentEvent) -> tuple[_Subject, Subscription | None]:
@@ -289,6 +292,9 @@ async def _write_documents(
         await issue_tax_invoice(db, policy.supplier, decision.payment, description=decision.bought, now=now)
         await claims.settle_claims(db, decision.payment.id, now, policy)
     if decision.refund is not None:
+        tenant_id = await store.find_payment_tenant(db, decision.refund.payment_id)
+        if decision.refund.status == "failed" and decision.refund.id and tenant_id is not None:
+            await claims.restore_claims(db, tenant_id, decision.refund.id, now)
         await claims.settle_claims(db, decision.refund.payment_id, now, policy)
     if decision.dispute is not None:
         dispute = decision.dispute

@@ -6,14 +6,17 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from services.subscriptions.actions import claims
 from services.subscriptions.actions.payment_events import apply_event
 from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.clients.razorpay import Razorpay
+from services.subscriptions.errors import ProviderRefused
 from services.subscriptions.rules.entitlements import from_json
 from services.subscriptions.rules.events import ProviderInvoice, ProviderSubscription, look
 from services.subscriptions.rules.policy import Policy
 from services.subscriptions.rules.tasks import Task
 from services.subscriptions.store import events as event_store
+from services.subscriptions.store.subscriptions import lock_subscription
 from shared.clock import Clock
 from shared.database import transaction
 from shared.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument
@@ -158,12 +161,22 @@ class Performer:
         return None
 
     async def _refund(self, task: Task) -> Note:
-        refund = await self._razorpay.refund_payment(
-            task.payload["paymentId"],
-            amount_paise=task.payload["amountPaise"],
-            key=task.payload["refundId"],
-            notes=task.payload["notes"],
-        )
+        refund_id = task.payload["refundId"]
+        try:
+            refund = await self._razorpay.refund_payment(
+                task.payload["paymentId"],
+                amount_paise=task.payload["amountPaise"],
+                key=refund_id,
+                notes=task.payload["notes"],
+            )
+        except ProviderRefused as refusal:
+            # Money that is not there yet may be there tomorrow; any other refusal stays one.
+            if "balance" in refusal.message:
+                raise
+            async with transaction(self._engine) as db:
+                await lock_subscription(db, task.tenant_id)
+                await claims.fail_refund(db, task.tenant_id, refund_id, refusal.message, self._clock())
+            return f"failed: {refusal.message}"
         await self._apply_event("refund.fetched", refund=refund)
         return f"{refund.id} is {refund.status}"
 

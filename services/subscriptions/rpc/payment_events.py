@@ -39,7 +39,7 @@ class PaymentEventsService(Desk, pb_grpc.PaymentEventsServiceServicer):
             now=self._room.clock(),
             policy=self._room.policy,
         )
-        if applied.tenant_id is not None:
+        if applied.tenant_id is not None and applied.owes:
             await self._room.reconciler.attempt(applied.tenant_id)
         return pb.ApplyPaymentEventResponse(
             outcome=_OUTCOMES[applied.outcome], reason=applied.reason, tenant_id=applied.tenant_id or ""

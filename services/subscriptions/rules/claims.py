@@ -6,7 +6,7 @@ payment; never more than was granted. A dispute that is lost takes as a refund d
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 PROVIDER = "razorpay"
@@ -92,15 +92,21 @@ class Paid:
     amount_paise: int
     period_start: datetime
     period_end: datetime
+    paid_at: datetime
     # Given back or taken back already, or on its way.
     given_back_paise: int = 0
 
+    def refundable(self, at: datetime) -> bool:
+        """Whether the provider still refunds it: banks take normal refunds back for six months."""
+        return at < self.paid_at + REFUND_WINDOW
+
 
 SMALLEST_REFUND_PAISE = 100
+REFUND_WINDOW = timedelta(days=180)
 
 
 def unused_paise(paid: Paid, since: datetime) -> int:
-    """What of a payment is for time after a moment, tax included, rounded down; 0 when the provider could not refund it."""
+    """What of a payment is for time after a moment, tax included, rounded down; nothing below the smallest refund."""
     share = _unused(paid.amount_paise, paid.period_start, paid.period_end, since)
     share = min(share, paid.amount_paise - paid.given_back_paise)
     return share if share >= SMALLEST_REFUND_PAISE else 0

@@ -20,11 +20,25 @@ from services.subscriptions.rules.catalog import (
 )
 from shared.ids import new_id
 
+# The newest applied state, by the id of its version: without and with what is no longer sold.
+_read: dict[str, dict[bool, Catalog]] = {}
 _CADENCES: tuple[Cadence, ...] = get_args(Cadence)
 
 
 async def read_catalog(db: AsyncConnection, *, with_retired: bool = False) -> Catalog:
     """What is for sale; with what is no longer sold too, for tenants who still have it."""
+    versions = tables.catalog_versions
+    newest = await db.scalar(select(versions.c.id).order_by(versions.c.created_at.desc()).limit(1))
+    if newest is None:
+        return await _read_catalog(db, with_retired=with_retired)
+    if newest not in _read:  # an applied state never changes, and every event needs it
+        read = {retired: await _read_catalog(db, with_retired=retired) for retired in (False, True)}
+        _read.clear()
+        _read[newest] = read
+    return _read[newest][with_retired]
+
+
+async def _read_catalog(db: AsyncConnection, *, with_retired: bool) -> Catalog:
     rows = {
         table: (
             await db.execute(select(table) if with_retired else select(table).where(table.c.is_active))

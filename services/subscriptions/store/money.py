@@ -40,6 +40,7 @@ class Captured:
     razorpay_subscription_id: str | None
     period_start: datetime | None
     period_end: datetime | None
+    received_at: datetime
 
 
 async def lock_payment(db: AsyncConnection, payment_id: str) -> None:
@@ -68,6 +69,7 @@ async def _payments(db: AsyncConnection, condition: Any) -> list[Captured]:
             payments.c.razorpay_subscription_id,
             payments.c.period_start,
             payments.c.period_end,
+            payments.c.received_at,
         )
         .where(condition)
         .order_by(payments.c.period_start, payments.c.id)
@@ -320,5 +322,6 @@ async def find_paid(db: AsyncConnection, payment: Captured) -> Paid | None:
         payment.amount_paise,
         payment.period_start,
         payment.period_end,
+        payment.received_at,
         await given_back_paise(db, payment.id),
     )
