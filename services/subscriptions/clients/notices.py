@@ -20,6 +20,8 @@ class NoticeSink:
     def __init__(self, url: str, secret: str = "") -> None:
         self._url = url
         self._secret = secret.encode()
+        # Made once: reading the certificate authorities takes longer than a post.
+        self._tls = httpx.create_ssl_context()
 
     async def post(self, notice_id: str, body: Mapping[str, Any]) -> str | None:
         """Send one notice; None once the receiver took it, otherwise why it did not arrive."""
@@ -33,7 +35,7 @@ class NoticeSink:
             # httpx bounds each step of an exchange; a receiver that trickles would hold us longer.
             async with (
                 asyncio.timeout(TIMEOUT_SECONDS),
-                httpx.AsyncClient(timeout=TIMEOUT_SECONDS) as client,
+                httpx.AsyncClient(timeout=TIMEOUT_SECONDS, verify=self._tls) as client,
                 client.stream("POST", self._url, content=content, headers=headers) as answer,
             ):
                 return None if answer.is_success else f"answered {answer.status_code}"
