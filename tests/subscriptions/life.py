@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +16,9 @@ from billing.subscriptions.v1 import catalog_pb2
 from billing.subscriptions.v1 import subscriptions_admin_pb2 as admin_pb
 from billing.subscriptions.v1 import subscriptions_pb2 as pb
 
+from services.subscriptions.actions.catalog import apply_catalog
+from services.subscriptions.catalogue import load_catalog
+from services.subscriptions.rules.catalog import Catalog
 from shared.errors import BillingError
 from tests.ledger.conftest import Travel, available
 from tests.subscriptions.conftest import Room
@@ -41,6 +44,22 @@ async def refused(reason: str, **metadata: str) -> AsyncIterator[None]:
         yield
     assert caught.value.reason == reason, caught.value
     assert metadata.items() <= {name: str(value) for name, value in caught.value.metadata.items()}.items()
+
+
+@asynccontextmanager
+async def selling(room: Room, catalog: Catalog) -> AsyncIterator[None]:
+    """Another catalogue is for sale until the block ends."""
+    await apply_catalog(room.engine, catalog, actor="a test", dry_run=False)
+    try:
+        yield
+    finally:
+        await apply_catalog(room.engine, load_catalog(), actor="a test", dry_run=False)
+
+
+def with_plan(code: str, **of: Any) -> Catalog:
+    """What is for sale, with one plan changed."""
+    catalog = load_catalog()
+    return replace(catalog, plans={**catalog.plans, code: replace(catalog.plans[code], **of)})
 
 
 @dataclass
@@ -235,9 +254,7 @@ class Life:
         return now
 
     async def assert_cancel_is_owed(self, subscription_id: str) -> None:
-        [owed] = [
-            task for task in self.open_tasks() if task["task_type"] == "cancel_provider_subscription"
-        ]
+        [owed] = [task for task in self.open_tasks() if task["task_type"] == "cancel_provider_subscription"]
         assert owed["payload"]["razorpaySubscriptionId"] == subscription_id
 
     async def undo_is_possible(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,9 +13,10 @@ import pytest
 from billing.subscriptions.v1 import catalog_pb2
 from billing.subscriptions.v1 import subscriptions_pb2 as pb
 
+from services.subscriptions.catalogue import load_catalog
 from tests.ledger.conftest import Travel
 from tests.subscriptions.conftest import Room
-from tests.subscriptions.life import PRO_PAISE, STARTER_PAISE, Life, moment, refused
+from tests.subscriptions.life import PRO_PAISE, STARTER_PAISE, Life, moment, refused, selling, with_plan
 
 LEAD = timedelta(hours=48)
 
@@ -241,57 +242,44 @@ async def test_a_quote_holds_until_something_changes(room: Room, tenant: str, tr
     assert (await life.change("pro", token=quote.quote_token)).quote == quote
 
 
-@pytest.fixture
-def dearer(room: Room) -> Iterator[Any]:
-    """Changes the price of pro; as it was at the end."""
-    yield lambda paise: room.change("UPDATE plans SET price_monthly_paise = %s WHERE id = 'pro'", paise)
-    room.change("UPDATE plans SET price_monthly_paise = 199900 WHERE id = 'pro'")
-
-
 async def test_a_quote_ends_with_the_catalogue_and_a_begun_change_keeps_its_price(
-    room: Room, tenant: str, travel: Travel, dearer: Any
+    room: Room, tenant: str, travel: Travel
 ) -> None:
     life = Life(room, tenant, travel)
     await life.subscribe("starter")
-    quote = await life.preview("pro")
-    dearer(249_900)
-    async with refused("QUOTE_STALE"):
-        await life.change("pro", token=quote.quote_token)
-
-    quote = await life.preview("pro")
-    room.sandbox.set(
-        "faults", kind="status", status=502, method="POST", path="/v1/subscriptions", exact=True
-    )
-    async with refused("PROVIDER_UNAVAILABLE"):
-        await life.change("pro", token=quote.quote_token)
-    dearer(299_900)
+    old = await life.preview("pro")
+    async with selling(room, with_plan("pro", price_monthly_paise=249_900)):
+        async with refused("QUOTE_STALE"):
+            await life.change("pro", token=old.quote_token)
+        quote = await life.preview("pro")
+        assert quote.catalog_version != old.catalog_version
+        room.sandbox.set(
+            "faults", kind="status", status=502, method="POST", path="/v1/subscriptions", exact=True
+        )
+        async with refused("PROVIDER_UNAVAILABLE"):
+            await life.change("pro", token=quote.quote_token)
     travel.forward(hours=1)
+
     begun = await life.change("pro", token=quote.quote_token)
+
     assert begun.quote == quote
     assert begun.checkout.total_paise == quote.total_paise == 249_900 + 44_982
     await life.act(begun.checkout.subscription_id, "pay", method="card")
     assert life.payments()[-1]["amount_paise"] == quote.total_paise
 
 
-@pytest.fixture
-def retired(room: Room) -> Iterator[None]:
-    """Pro is no longer sold."""
-    room.change("UPDATE plans SET is_active = false WHERE id = 'pro'")
-    yield
-    room.change("UPDATE plans SET is_active = true WHERE id = 'pro'")
-
-
 async def test_who_has_a_plan_that_is_no_longer_sold_goes_down_from_it_as_others_do(
-    room: Room, tenant: str, request: pytest.FixtureRequest
+    room: Room, tenant: str
 ) -> None:
     life = Life(room, tenant)
     await life.subscribe("pro")
-    request.getfixturevalue("retired")
-
-    assert (await life.preview("starter")).kind == pb.CHANGE_KIND_DOWNGRADE
-    assert (await life.preview("business")).kind == pb.CHANGE_KIND_UPGRADE
-    async with refused("UNKNOWN_PLAN", plan_code="pro"):
-        await life.switch("yearly")
+    catalog = load_catalog()
+    rest = {code: plan for code, plan in catalog.plans.items() if code != "pro"}
+    async with selling(room, replace(catalog, plans=rest)):
+        assert (await life.preview("starter")).kind == pb.CHANGE_KIND_DOWNGRADE
+        assert (await life.preview("business")).kind == pb.CHANGE_KIND_UPGRADE
+        async with refused("UNKNOWN_PLAN", plan_code="pro"):
+            await life.switch("yearly")
 
 
 def forged(**of: Any) -> str:

@@ -96,7 +96,9 @@ async def test_an_upgrade_gives_back_the_rest_of_the_old_period_exactly_as_quote
     await life.hear()
     await life.reconcile()
 
-    await life.assert_stands("pro", razorpay_subscription_id=new, pending_kind=None, cancel_at_period_end=False)
+    await life.assert_stands(
+        "pro", razorpay_subscription_id=new, pending_kind=None, cancel_at_period_end=False
+    )
     assert life.at_provider() == {old: "cancelled", new: "active"}
     assert life.refunded(paid["id"]) == [quote.refund_paise]
     [refund] = life.refunds()
@@ -147,7 +149,7 @@ async def test_credits_that_were_spent_or_held_are_not_taken_below_zero(
     assert await life.credits() == 15_000
     # What comes back is what was claimed.
     await room.ledger.service.VoidHold(
-        ledger_pb2.VoidHoldRequest(tenant_id=tenant, idempotency_key="void", hold_id=held.hold.hold_id)
+        ledger_pb2.VoidHoldRequest(tenant_id=tenant, idempotency_key="void", hold_id=held.hold.id)
     )
     assert await life.credits() == 15_000
     await life.assert_stands("pro")
@@ -177,7 +179,10 @@ async def test_closing_the_modal_changes_nothing_and_leaves_the_way_free(room: R
         await life.undo("later")
     async with refused("CHECKOUT_CLOSED"):
         await life.change("pro")
-    assert len([row for row in life.audits("subscription.changed") if "cancelled" in row["metadata"]["reason"]]) == 1
+    assert (
+        len([row for row in life.audits("subscription.changed") if "cancelled" in row["metadata"]["reason"]])
+        == 1
+    )
 
 
 async def test_paid_in_the_second_in_which_it_was_undone_it_stays_paid(room: Room, tenant: str) -> None:

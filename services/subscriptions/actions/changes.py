@@ -156,7 +156,8 @@ async def _decide(
 async def _situation(db: AsyncConnection, row: Subscription) -> Situation:
     catalog = await catalog_store.read_catalog(db)
     live = await store.find_known(db, row.razorpay_subscription_id or "")
-    situation = Situation(row, live, catalog)
+    having = await catalog_store.read_catalog(db, with_retired=True)
+    situation = Situation(row, live, catalog, having.plans.get(row.plan_id))
     payments = await money.list_payments(db, [live.id]) if live else []
     if not payments:
         return situation

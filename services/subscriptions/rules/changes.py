@@ -38,6 +38,8 @@ class Situation:
     row: Subscription
     live: KnownSubscription | None
     catalog: Catalog
+    # The plan that it has, sold or not.
+    current: Plan | None = None
     # The payment of the running period with what it brought: (grant, credits taken back before).
     paid: Paid | None = None
     grants: Sequence[tuple[Granted, int]] = ()
@@ -185,7 +187,7 @@ def _kind(situation: Situation, plan: Plan, cycle: Cycle | None) -> Kind:
                 f"the tenant has {plan.code}, {cycle}", plan_code=plan.code, cycle=cycle or ""
             )
         return "cycle_switch"
-    current = situation.catalog.plans.get(row.plan_id)
+    current = situation.current
     dearer = current is None or plan.price_monthly_paise > current.price_monthly_paise
     return "upgrade" if dearer else "downgrade"
 

@@ -109,10 +109,12 @@ def first_knowledge(intent: Intent, subscription_id: str) -> KnownSubscription:
 
 def begun(row: Subscription, intent: Intent, subscription_id: str) -> Subscription:
     """The row once a purchase stands at the provider: what it changes is pending."""
-    scheduled = intent.kind in ("downgrade", "cycle_switch")
+    scheduled = ("downgrade", "cycle_switch")
+    # An upgrade asked for at the same moment takes the place of a scheduled change, and of its end.
+    ends = row.cancel_at_period_end and not (intent.kind == "upgrade" and row.pending_kind in scheduled)
     return replace(
         row,
-        cancel_at_period_end=row.cancel_at_period_end or scheduled,
+        cancel_at_period_end=ends or intent.kind in scheduled,
         pending_plan_id=intent.plan_id,
         pending_billing_cycle=intent.billing_cycle,
         pending_razorpay_subscription_id=subscription_id,
