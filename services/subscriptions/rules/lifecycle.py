@@ -209,8 +209,8 @@ def _clear_pending(
     expired = pending.status == "created" and pending.starts_at is not None and pending.starts_at <= now
     if not pending.ended and not expired:
         return row
-    # Without the successor that was to follow, the scheduled end stands alone.
-    if row.cancel_at_period_end and live is not None:
+    # Without the successor that was to follow, the scheduled end stands alone. An upgrade was to follow nothing.
+    if row.cancel_at_period_end and row.pending_effective_at is not None and live is not None:
         return row.ending(row.pending_since or pending.purchased_at)
     return row.without_pending()
 
