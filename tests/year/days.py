@@ -42,7 +42,7 @@ class Plan:
     tenants: int = 100
     days: int = 365
     seed: int = 1
-    activity: float = 0.25
+    activity: float = 0.15
     kills: int = 2
 
 
@@ -87,15 +87,17 @@ class Year:
         was_deaf, deaf = place.deaf, self.rng.random() < 0.04
         if deaf != was_deaf:
             await place.lose_webhooks(deaf)
-        if self.rng.random() < 0.15:
+        faulty = self.rng.random() < 0.15
+        if faulty:
             await place.control("POST", "faults", self.rng.choice(FAULTS))
-        await place.tick(**self._manners())
-        await place.drain()
+        if await place.tick(**self._manners()):
+            await place.drain()
         await self._run_jobs(day, after_deaf=was_deaf and not deaf)
         killing = asyncio.create_task(self._kill(day))
         await asyncio.gather(*(self._let(customer, day) for customer in self.customers))
         await killing
-        await place.control("DELETE", "faults")
+        if faulty:
+            await place.control("DELETE", "faults")
         await place.drain()
         if day % 7 == 0:
             await self._look_for_doubles(day)

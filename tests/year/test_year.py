@@ -100,6 +100,19 @@ def with_a_second_live_subscription(evidence: Evidence) -> None:
     evidence.provider["subscriptions"][again["id"]] = again
 
 
+def with_a_smaller_proration(evidence: Evidence) -> None:
+    """Both sides agree, and the customer got too little."""
+    row = first(evidence.tables["refunds"], kind="proration")
+    row["amount_paise"] -= 1
+    evidence.provider["refunds"][row["provider_refund_id"]]["amount"] -= 1
+
+
+def with_no_proration(evidence: Evidence) -> None:
+    row = first(evidence.tables["refunds"], kind="proration")
+    evidence.tables["refunds"].remove(row)
+    del evidence.provider["refunds"][row["provider_refund_id"]]
+
+
 def with_a_subscription_of_our_own(evidence: Evidence) -> None:
     evidence.tables["known"].append({**evidence.tables["known"][0], "id": "sub_Invented123456"})
 
@@ -127,9 +140,16 @@ def with_a_finding(evidence: Evidence) -> None:
     evidence.tables["findings"].append(found)
 
 
+def with_a_dispute_that_was_never_lost(evidence: Evidence) -> None:
+    row = first(evidence.tables["findings"], check_type="dispute_lost")
+    row["observed"] = {**row["observed"], "disputeId": "disp_Invented123456"}
+
+
 def with_a_task(evidence: Evidence) -> None:
     owed = {"task_type": "grant_credits", "idempotency_key": "grant:x", "tenant_id": "tenant-000"}
-    evidence.tables["tasks"].append({**owed, "abandoned_at": None, "last_error": "UNAVAILABLE"})
+    evidence.tables["tasks"].append(
+        {**owed, "abandoned_at": None, "attempts": 3, "last_error": "UNAVAILABLE", "payload": {}}
+    )
 
 
 def with_a_dead_letter(evidence: Evidence) -> None:
@@ -188,6 +208,12 @@ TAMPERING: dict[str, tuple[str, Tampering]] = {
     "a refund that took nothing": ("given back", drop("revocations", cause="refund")),
     "a dispute that took nothing": ("given back", drop("revocations", cause="dispute")),
     "a refund that took too much": ("given back", alter("revocations", "credits", more, cause="refund")),
+    "an upgrade that gave back too little": ("changes", with_a_smaller_proration),
+    "an upgrade that gave nothing back": ("changes", with_no_proration),
+    "an upgrade that took other credits": (
+        "changes",
+        alter("revocations", "credits", more, cause="proration"),
+    ),
     "a revocation that the ledger lost": ("revocations", drop("ledger_revocations")),
     "a revocation that nobody decided": ("revocations", drop("revocations", cause="proration")),
     "a revocation of other credits": ("revocations", alter("ledger_revocations", "asked", more)),
@@ -232,6 +258,7 @@ TAMPERING: dict[str, tuple[str, Tampering]] = {
     ),
     "an account that is not proven": ("proofs", with_an_unproven_account),
     "a finding": ("findings", with_a_finding),
+    "a finding of nothing": ("findings", with_a_dispute_that_was_never_lost),
     "a task that is owed": ("tasks", with_a_task),
     "a dead letter": ("tasks", with_a_dead_letter),
     "a difference from the provider": ("jobs", with_a_difference),

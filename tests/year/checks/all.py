@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from tests.year.checks import books, money, standing
+from tests.year.checks import books, changes, money, standing
 from tests.year.evidence import Evidence
 
 CHECKS: dict[str, Callable[[Evidence], Iterable[str]]] = {
     "money": money.payments,
     "grants": money.grants,
     "given back": money.given_back,
+    "changes": changes.prorations,
     "revocations": money.revocations,
     "acknowledged": money.acknowledged,
     "documents": money.documents,

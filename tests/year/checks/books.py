@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from tests.year.evidence import Evidence
+from tests.year.evidence import Evidence, Row
 
 # What a run may report of the provider at the end, when nothing moves any more.
 SYNC_ZERO = ("differences", "tasksQueued", "orphans")
 AUDIT_ZERO = ("opened", "open", "findingsOpened")
-DISPUTE_LOST = "dispute_lost"
 
 
 def ledger_proofs(evidence: Evidence) -> Iterator[str]:
@@ -23,18 +22,51 @@ def ledger_proofs(evidence: Evidence) -> Iterator[str]:
 
 
 def findings(evidence: Evidence) -> Iterator[str]:
-    """No finding is open but those that tell a person of a dispute that is lost, each of one that is."""
-    lost = {each["id"] for each in evidence.provider["disputes"].values() if each["status"] == "lost"}
+    """No finding is open but those that tell a person of the world outside, each of something that is so."""
     for row in evidence.tables["findings"]:
-        if row["check_type"] != DISPUTE_LOST or row["observed"].get("disputeId") not in lost:
+        is_so = OF_THE_WORLD.get(row["check_type"])
+        if is_so is None or not is_so(evidence, row["observed"]):
             yield f"finding {row['check_type']} ({row['room']}) of {row['tenant_id']}: {row['observed']}"
+
+
+def _is_lost(evidence: Evidence, observed: Row) -> bool:
+    dispute = evidence.provider["disputes"].get(observed.get("disputeId", ""))
+    return dispute is not None and dispute["status"] == "lost"
+
+
+def _is_refused(evidence: Evidence, observed: Row) -> bool:
+    """The provider refused to give this money back, and did not do so."""
+    given_back = {row["notes"]["refund_id"] for row in evidence.provider["refunds"].values() if row["notes"]}
+    refused = observed.get("refundId")
+    return refused not in given_back and any(
+        row["id"] == refused and row["status"] == "failed" for row in evidence.tables["refunds"]
+    )
+
+
+def _is_too_old(evidence: Evidence, observed: Row) -> bool:
+    """Nobody could give it back any more: the provider's window was closed."""
+    return any(
+        (row["payment_id"], row["change_id"], row["status"], row["provider_refund_id"])
+        == (observed.get("paymentId"), observed.get("changeId"), "failed", None)
+        for row in evidence.tables["refunds"]
+    )
+
+
+OF_THE_WORLD: dict[str, Callable[[Evidence, Row], bool]] = {
+    "dispute_lost": _is_lost,
+    "refund_failed": _is_refused,
+    "unused_not_refundable": _is_too_old,
+}
 
 
 def tasks(evidence: Evidence) -> Iterator[str]:
     """Nothing is owed any more, nothing was given up, nothing was set aside."""
     for row in evidence.tables["tasks"]:
         state = "abandoned" if row["abandoned_at"] else "open"
-        yield f"{state} task {row['task_type']} {row['idempotency_key']} of {row['tenant_id']}: {row['last_error']}"
+        yield (
+            f"{state} task {row['task_type']} {row['idempotency_key']} of {row['tenant_id']}, {row['attempts']} attempts:"
+            f" {row['last_error']}; {row['payload']}"
+        )
     for row in evidence.tables["dead_letters"]:
         yield f"dead letter {row['event_type']} of {row['tenant_id']}: {row['reason']} {row['last_error']}"
 
