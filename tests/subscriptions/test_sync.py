@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from billing.maintenance.v1 import alert_pb2
-from billing.subscriptions.v1 import subscriptions_admin_pb2 as admin_pb
 from billing.subscriptions.v1 import subscriptions_maintenance_pb2 as pb
 from billing.subscriptions.v1 import subscriptions_maintenance_pb2_grpc as pb_grpc
 from pydantic import SecretStr
@@ -15,7 +14,7 @@ from pydantic import SecretStr
 from services.subscriptions.actions.sync import known, strangers
 from services.subscriptions.actions.sync import run as sync_run
 from services.subscriptions.clients.razorpay import Razorpay
-from shared.errors import FailedPrecondition, PermissionDenied
+from shared.errors import PermissionDenied
 from shared.rpc.client import open_channel
 from tests.conftest import Database
 from tests.ledger.conftest import SECRETS, Travel
@@ -432,73 +431,6 @@ async def test_without_keys_nothing_is_compared_and_that_is_told(
             await pb_grpc.SubscriptionsMaintenanceServiceStub(channel).SyncWithProvider(
                 pb.SyncWithProviderRequest(idempotency_key="job:sync_provider:operator")
             )
-
-
-def cancel(tenant: str, subscription_id: str, *, key: str = "ticket-7", actor: str = "asha") -> Any:
-    return admin_pb.CancelOrphanSubscriptionRequest(
-        tenant_id=tenant,
-        subscription_id=subscription_id,
-        idempotency_key=key,
-        actor=actor,
-        reason="double checkout",
-    )
-
-
-async def test_an_orphan_is_cancelled_once_and_recorded(room: Room, tenant: str) -> None:
-    await room.provision(tenant)
-    orphan = orphan_of(room, tenant)
-    await sync(room, tenant)
-
-    done = await room.admin.CancelOrphanSubscription(cancel(tenant, orphan))
-    again = await room.admin.CancelOrphanSubscription(cancel(tenant, orphan))
-
-    assert (done.task.task_type, done.task.HasField("completed_at")) == ("cancel_provider_subscription", True)
-    assert (done.replayed, again.replayed, again.task.task_id) == (False, True, done.task.task_id)
-    assert room.sandbox.sdk.subscription.fetch(orphan)["status"] == "cancelled"
-    assert ((await sync(room, tenant, key="2")).orphans, findings(room, tenant)) == (0, [])
-    [record] = room.rows(
-        "SELECT * FROM billing_audit_log WHERE tenant_id = %s AND action = 'orphan.cancelled'", tenant
-    )
-    assert (record["actor_id"], record["resource_id"]) == ("asha", orphan)
-    assert record["metadata"]["reason"] == "double checkout"
-    with pytest.raises(FailedPrecondition) as reused:
-        await room.admin.CancelOrphanSubscription(cancel(tenant, orphan, actor="eve"))
-    assert reused.value.reason == "IDEMPOTENCY_KEY_REUSED"
-
-
-async def test_a_cancellation_that_the_provider_could_not_do_is_owed(room: Room, tenant: str) -> None:
-    await room.provision(tenant)
-    orphan = orphan_of(room, tenant)
-    path = f"/v1/subscriptions/{orphan}/cancel"
-    room.sandbox.set("faults", kind="status", status=500, times=1, method="POST", path=path)
-
-    owed = await room.admin.CancelOrphanSubscription(cancel(tenant, orphan))
-
-    assert (owed.task.attempts, owed.task.HasField("completed_at")) == (1, False)
-    room.clock.ahead = timedelta(hours=1)
-    await room.reconcile()
-    assert room.sandbox.sdk.subscription.fetch(orphan)["status"] == "cancelled"
-
-
-async def test_what_we_rely_on_is_no_orphan(room: Room, tenant: str) -> None:
-    live, pending = await paid(room, tenant), await bought(room, f"{tenant}_pending")
-    await room.provision(f"{tenant}_other")
-    nobodys = orphan_of(room, "somebody-elses-customer")
-
-    for whose, subscription_id in (
-        (tenant, live),
-        (f"{tenant}_pending", pending),
-        (f"{tenant}_other", live),
-        (f"{tenant}_other", nobodys),
-    ):
-        with pytest.raises(FailedPrecondition) as refused:
-            await room.admin.CancelOrphanSubscription(cancel(whose, subscription_id))
-        assert refused.value.reason == "NOT_AN_ORPHAN"
-        assert refused.value.metadata["subscription_id"] == subscription_id
-    with pytest.raises(FailedPrecondition) as unknown:
-        await room.admin.CancelOrphanSubscription(cancel(tenant, "sub_Nowhere0000002"))
-    assert unknown.value.reason == "PROVIDER_REFUSED"
-    assert room.sandbox.sdk.subscription.fetch(live)["status"] == "active"
 
 
 def test_a_window_of_the_lists_overlaps_the_one_before() -> None:

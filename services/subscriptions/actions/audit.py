@@ -15,10 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.rules import findings as rules
 from services.subscriptions.rules.catalog import Catalog
-from services.subscriptions.rules.findings import Books, Found, Held, LedgerView
+from services.subscriptions.rules.findings import Books, Found, Held, LedgerView, OpenFinding
 from services.subscriptions.store import audit as store
 from services.subscriptions.store import catalog as catalog_store
-from services.subscriptions.store.audit import OpenFinding
 from shared import logs
 from shared.clock import Clock
 from shared.database import transaction

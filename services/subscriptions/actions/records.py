@@ -4,8 +4,8 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from services.subscriptions.rules.records import Record
 from services.subscriptions.store import records as store
-from services.subscriptions.store.records import Record
 from shared.database import transaction
 
 

@@ -8,7 +8,7 @@ from billing.subscriptions.v1 import subscriptions_maintenance_pb2 as pb
 from services.subscriptions.actions import audit
 from services.subscriptions.rpc.messages import Context
 from services.subscriptions.rpc.room import Desk
-from services.subscriptions.store.audit import OpenFinding
+from services.subscriptions.rules.findings import OpenFinding
 from shared.rpc.context import DEFAULT_TIMEOUT_SECONDS, remaining_seconds
 
 SEVERITIES = {

@@ -11,7 +11,7 @@ from services.subscriptions.errors import PageTokenInvalid
 from services.subscriptions.rpc import messages
 from services.subscriptions.rpc.messages import Context
 from services.subscriptions.rpc.room import Desk
-from services.subscriptions.store.records import Record
+from services.subscriptions.rules.records import Record
 from shared import paging
 from shared.errors import InvalidArgument
 

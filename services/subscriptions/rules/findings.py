@@ -124,6 +124,18 @@ class Found:
     observed: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class OpenFinding:
+    """A finding that nobody has resolved."""
+
+    id: str
+    check_type: str
+    tenant_id: str | None
+    severity: str
+    observed: Mapping[str, Any]
+    created_at: datetime
+
+
 def judge(books: Books, catalog: Catalog, now: datetime, ledger: LedgerView | None = None) -> list[Found]:
     """All that is wrong, at most one of each check; what only the ledger knows is judged with its view."""
     found = [

@@ -1,10 +1,10 @@
 """The books of many tenants at one moment, and the findings that are open about them."""
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import ColumnElement, case, func, literal_column, or_, select
 from sqlalchemy.dialects.postgresql import insert
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from services.subscriptions import tables
 from services.subscriptions.rules.entitlements import ActiveAddon, Override, from_json
 from services.subscriptions.rules.fence import KnownSubscription
-from services.subscriptions.rules.findings import Books, GrantLine, PaymentLine
+from services.subscriptions.rules.findings import Books, GrantLine, OpenFinding, PaymentLine
 from services.subscriptions.rules.lifecycle import Subscription
 from services.subscriptions.rules.tasks import Task
 from shared.ops.tables import billing_integrity_reports
@@ -23,18 +23,6 @@ Line = TypeVar("Line")
 _ROW = [tables.subscriptions.c[field.name] for field in fields(Subscription)]
 _KNOWN = [tables.provider_subscriptions.c[field.name] for field in fields(KnownSubscription)]
 _TASK = [tables.billing_reconciliation_queue.c[field.name] for field in fields(Task)]
-
-
-@dataclass(frozen=True)
-class OpenFinding:
-    """A finding that nobody has resolved."""
-
-    id: str
-    check_type: str
-    tenant_id: str | None
-    severity: str
-    observed: Mapping[str, Any]
-    created_at: datetime
 
 
 @asynccontextmanager

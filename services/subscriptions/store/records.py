@@ -1,32 +1,14 @@
 """Who changed what and why, as this room recorded it."""
 
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.subscriptions.rules.records import Record
 from shared.ops.tables import billing_audit_log
 
 ROOM = "subscriptions"
-
-
-@dataclass(frozen=True)
-class Record:
-    """One change; None where there was nothing before, or is nothing after."""
-
-    id: str
-    action: str
-    actor_type: str
-    actor_id: str
-    tenant_id: str | None
-    resource_type: str
-    resource_id: str
-    before: Any
-    after: Any
-    reason: str
-    created_at: datetime
 
 
 async def list_records(
