@@ -6,6 +6,9 @@ from datetime import datetime, timedelta
 from sandbox.errors import Refusal
 from shared import clock
 
+# Moments of Razorpay's end soon after.
+LONGEST_LEAP = timedelta(days=75 * 365)
+
 
 class MovableClock:
     """Time that can be moved forward and never back."""
@@ -22,4 +25,6 @@ class MovableClock:
             raise Refusal("BILLING_TEST_CLOCK moves this clock: write to its file")
         if by < timedelta():
             raise Refusal("Time does not go back")
+        if self.ahead + by > LONGEST_LEAP:
+            raise Refusal(f"This clock stops {LONGEST_LEAP.days} days from today")
         self.ahead += by

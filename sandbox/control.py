@@ -174,9 +174,7 @@ def _register(till: Till, ask: Ask) -> Entity:
     url, events = ask.body.get("url"), ask.body.get("events")
     if url is not None and not str(url).startswith(("http://", "https://")):
         raise Refusal("The url must start with http:// or https://", field="url")
-    if events is not None and not isinstance(events, list):
-        raise Refusal("events is a list of their names", field="events")
-    till.outbox.register(url, ask.body.get("secret"), events)
+    till.outbox.register(url, checks.text(ask.body, "secret"), checks.names(events, "events"))
     return till.outbox.endpoint.shown()
 
 
@@ -197,7 +195,7 @@ def _habits(till: Till, ask: Ask) -> Entity:
         share, seed = float(ask.body["fail_share"]), int(ask.body.get("seed", 0))
         till.ring_up(lambda world: due.set_habits(world, fail_share=share, seed=seed))
     if "refund_window_days" in ask.body:
-        days = int(ask.body["refund_window_days"])
+        days = checks.whole(ask.body, "refund_window_days", least=0, most=36_500)
         till.ring_up(lambda world: refunds.set_window(world, days))
     return {record.entity["id"]: record.inner for record in till.world.all("habits")}
 

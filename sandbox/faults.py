@@ -35,6 +35,8 @@ class Fault:
         self.times, self.skip, self.seconds = int(self.times), int(self.skip), float(self.seconds)
         if self.times < 1 or self.skip < 0 or self.seconds < 0:
             raise Refusal("times counts from 1; skip and seconds from 0", field="times")
+        if not isinstance(self.path, str) or not isinstance(self.description, str):
+            raise Refusal("path and description are texts", field="path")
         if self.work_done is None:
             self.work_done = self.kind == "drop"
 

@@ -16,7 +16,8 @@ def create_webhook(call: Call) -> Entity:
         raise Refusal("The url format is invalid.", field="url")
     events = call.body.get("events")
     wanted = [name for name, on in events.items() if checks.truth(on)] if isinstance(events, dict) else events
-    call.till.outbox.register(url, str(call.body.get("secret", "")), wanted)
+    secret = checks.text(call.body, "secret") or ""
+    call.till.outbox.register(url, secret, checks.names(wanted, "events"))
     call.till.world.add(_ID, {"id": ids.token(14), "created_at": call.till.world.now()})
     call.till.world.commit()
     return _shown(call)

@@ -1,5 +1,7 @@
 """Amounts billed once beside the plan: Razorpay calls them add-ons."""
 
+from typing import Any
+
 from sandbox import entities
 from sandbox.entities import Entity
 from sandbox.errors import Refusal
@@ -41,12 +43,10 @@ def take(subscription: Record) -> list[Entity]:
     return waiting
 
 
-def _checked(request: Entity, now: int) -> Entity:
+def _checked(request: Any, now: int) -> Entity:
+    if not isinstance(request, dict):
+        raise Refusal("An addon must be an array.", field="addons")
     checks.only(request, "item quantity")
-    item = checks.required(request, "item")
-    if not isinstance(item, dict):
-        raise Refusal("The item must be an array.", field="item")
-    checks.required(item, "name")
-    price = item | {"amount": checks.amount(item), "currency": checks.currency(item)}
+    price = checks.item(request)
     quantity = checks.whole(request | {"quantity": request.get("quantity", 1)}, "quantity", least=1)
     return entities.addon(item=price, quantity=quantity, now=now)

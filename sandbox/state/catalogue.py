@@ -8,6 +8,7 @@ from sandbox.errors import Refusal
 from sandbox.state import checks
 from sandbox.state.world import Record, World
 
+LONGEST_INTERVAL = 4_000
 PERIODS = ("daily", "weekly", "monthly", "quarterly", "yearly")
 _NAME = re.compile(r"[A-Za-z0-9 .'&()@/_-]{3,50}")
 
@@ -18,14 +19,10 @@ def create_plan(world: World, request: Entity) -> Record:
     period = checks.required(request, "period")
     if period not in PERIODS:
         raise Refusal(f"Not a valid period: {period}", field="period")
-    interval = checks.whole(request, "interval", least=1)
+    interval = checks.whole(request, "interval", least=1, most=LONGEST_INTERVAL)
     if period == "daily" and interval < 7:
         raise Refusal("For daily plans, minimum interval is 7", field="interval")
-    item = checks.required(request, "item")
-    if not isinstance(item, dict):
-        raise Refusal("The item must be an array.", field="item")
-    checks.required(item, "name")
-    price = item | {"amount": checks.amount(item), "currency": checks.currency(item)}
+    price = checks.item(request)
     notes = checks.notes(request)
     return world.add(
         "plan", entities.plan(period=period, interval=interval, item=price, notes=notes, now=world.now())
@@ -43,7 +40,7 @@ def create_customer(world: World, request: Entity) -> Record:
             return existing
     notes = checks.notes(request)
     entity = entities.customer(name=name, email=email, contact=contact, notes=notes, now=world.now())
-    entity["gstin"] = request.get("gstin")
+    entity["gstin"] = checks.text(request, "gstin")
     return world.add("customer", entity)
 
 
@@ -53,7 +50,7 @@ def edit_customer(world: World, customer_id: str, request: Entity) -> Record:
     customer = world.edit("customer", customer_id)
     name, email, contact = _contact_details(customer.entity | request)
     customer.entity.update(name=name, email=email, contact=contact)
-    customer.entity["gstin"] = request.get("gstin", customer.entity["gstin"])
+    customer.entity["gstin"] = checks.text(customer.entity | request, "gstin")
     return customer
 
 

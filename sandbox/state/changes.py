@@ -50,7 +50,11 @@ def _refuse_by_method(subscription: Record, request: Entity) -> None:
 
 
 def _checked(world: World, subscription: Record, request: Entity) -> Entity:
-    change: Entity = {name: request[name] for name in ("offer_id", "customer_notify") if name in request}
+    change: Entity = {}
+    if "offer_id" in request:
+        change["offer_id"] = checks.text(request, "offer_id")
+    if "customer_notify" in request:
+        change["customer_notify"] = checks.truth(request["customer_notify"])
     if "plan_id" in request:
         change["plan_id"] = world.get("plan", str(request["plan_id"])).entity["id"]
     if "quantity" in request:
@@ -58,10 +62,14 @@ def _checked(world: World, subscription: Record, request: Entity) -> Entity:
     if "remaining_count" in request:
         change["remaining_count"] = checks.whole(request, "remaining_count", least=1)
         change["total_count"] = subscription.inner["cycles"] + change["remaining_count"]
+        plan_id = str(change.get("plan_id", subscription.entity["plan_id"]))
+        subscriptions.refuse_too_long(world.get("plan", plan_id), change["total_count"])
     if "start_at" in request:
         if subscription.entity["status"] != "authenticated":
             raise Refusal("start_at can be changed only before the subscription starts", field="start_at")
-        change["start_at"] = change["charge_at"] = checks.whole(request, "start_at", least=world.now())
+        change["start_at"] = change["charge_at"] = checks.moment(request, "start_at")
+        if change["start_at"] <= world.now():
+            raise Refusal("start_at cannot be lesser than the current time", field="start_at")
     return change
 
 

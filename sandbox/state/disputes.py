@@ -20,7 +20,9 @@ def open_dispute(world: World, payment_id: str, request: Entity) -> Record:
     payment = world.get("payment", payment_id)
     if payment.entity["status"] not in ("captured", "refunded"):
         raise Refusal("Only captured payments can be disputed")
-    amount = request["amount"] if request.get("amount") is not None else payment.entity["amount"]
+    amount = payment.entity["amount"]
+    if request.get("amount") is not None:
+        amount = checks.whole(request, "amount", most=checks.LARGEST_AMOUNT)
     if not 0 < amount <= payment.entity["amount"]:
         raise Refusal("The disputed amount must be between 1 and the payment's amount", field="amount")
     phase = request.get("phase", "chargeback")
@@ -34,7 +36,7 @@ def open_dispute(world: World, payment_id: str, request: Entity) -> Record:
         respond_by=now + _WEEK,
         now=now,
     )
-    entity |= {"phase": phase, "reason_code": request.get("reason_code") or entity["reason_code"]}
+    entity |= {"phase": phase, "reason_code": checks.text(request, "reason_code") or entity["reason_code"]}
     dispute = world.add("dispute", entity)
     _announce(world, "created", dispute)
     return dispute

@@ -17,9 +17,7 @@ def create_order(world: World, request: Entity) -> Record:
     )
     checks.required(request, "currency")
     amount, currency, notes = checks.amount(request), checks.currency(request), checks.notes(request)
-    receipt = request.get("receipt")
-    if receipt is not None and len(str(receipt)) > 40:
-        raise Refusal("The receipt may not be greater than 40 characters.", field="receipt")
+    receipt = checks.text(request, "receipt", most=40)
     if receipt and checks.truth(request.get("unique_receipt")):
         for existing in world.all("order"):
             if existing.entity["receipt"] == receipt:

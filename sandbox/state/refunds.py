@@ -34,7 +34,7 @@ def create_refund(
     speed = request.get("speed", "normal")
     if speed not in ("normal", "optimum"):
         raise Refusal("The selected speed is invalid.", field="speed")
-    notes, receipt = checks.notes(request), request.get("receipt")
+    notes, receipt = checks.notes(request), checks.text(request, "receipt", most=40)
     entity = entities.refund(
         payment_id=payment_id,
         amount=amount,

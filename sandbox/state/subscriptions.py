@@ -18,22 +18,22 @@ def create(world: World, request: Entity) -> Record:
     )
     plan = world.get("plan", str(checks.required(request, "plan_id")))
     total_count = checks.whole(request, "total_count", least=1)
-    most = _YEARS_100[plan.entity["period"]] // plan.entity["interval"]
-    if total_count > most:
-        raise Refusal(
-            f"Exceeds the maximum total_count ({most}) allowed for the given period and interval",
-            field="total_count",
-        )
-    checked: Entity = {"total_count": total_count, "notes": checks.notes(request)}
+    refuse_too_long(plan, total_count)
+    checked: Entity = {
+        "total_count": total_count,
+        "notes": checks.notes(request),
+        "offer_id": checks.text(request, "offer_id"),
+        "customer_notify": checks.truth(request.get("customer_notify", True)),
+    }
     if "quantity" in request:
         checked["quantity"] = checks.whole(request, "quantity", least=1)
     now = world.now()
     if request.get("start_at") is not None:
-        checked["start_at"] = checks.whole(request, "start_at")
+        checked["start_at"] = checks.moment(request, "start_at")
         if checked["start_at"] < now:
             raise Refusal("start_at cannot be lesser than the current time", field="start_at")
     if request.get("expire_by") is not None:
-        checked["expire_by"] = checks.whole(request, "expire_by")
+        checked["expire_by"] = checks.moment(request, "expire_by")
         if checked["expire_by"] < now:
             raise Refusal("Link expire by cannot be lesser than the current time.", field="expire_by")
     if request.get("customer_id") is not None:
@@ -48,6 +48,16 @@ def create(world: World, request: Entity) -> Record:
     if start_at := subscription.entity["start_at"]:
         subscription.entity["end_at"] = cycle_end(world, subscription, start_at, total_count)
     return subscription
+
+
+def refuse_too_long(plan: Record, total_count: int) -> None:
+    """No subscription lasts for more than a hundred years."""
+    most = _YEARS_100[plan.entity["period"]] // plan.entity["interval"]
+    if total_count > most:
+        raise Refusal(
+            f"Exceeds the maximum total_count ({most}) allowed for the given period and interval",
+            field="total_count",
+        )
 
 
 def cycle_end(world: World, subscription: Record, start: int, count: int) -> int:

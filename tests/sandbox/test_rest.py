@@ -57,8 +57,8 @@ def test_plans_and_customers_go_round(sdk: Any, plan: dict[str, Any]) -> None:
         ({"total_count": "many"}, "must be an integer", "total_count"),
         ({"quantity": 0}, "must be at least 1", "quantity"),
         ({"plan_id": "plan_00000000000000"}, "The id provided does not exist", None),
-        ({"expire_by": 1}, "Link expire by cannot be lesser than the current time.", "expire_by"),
-        ({"start_at": 1}, "start_at cannot be lesser", "start_at"),
+        ({"expire_by": 1_000_000_000}, "Link expire by cannot be lesser than the current time.", "expire_by"),
+        ({"start_at": 1_000_000_000}, "start_at cannot be lesser", "start_at"),
         (
             {"receipt": "no"},
             "receipt is/are not required and should not be sent",
