@@ -322,6 +322,7 @@ async def find_paid(db: AsyncConnection, payment: Captured) -> Paid | None:
         payment.amount_paise,
         payment.period_start,
         payment.period_end,
-        payment.received_at,
+        # We may have heard of it late; the provider counts from the day of the debit.
+        min(payment.received_at, payment.period_start),
         await given_back_paise(db, payment.id),
     )
