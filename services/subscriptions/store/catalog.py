@@ -28,7 +28,8 @@ _CADENCES: tuple[Cadence, ...] = get_args(Cadence)
 async def read_catalog(db: AsyncConnection, *, with_retired: bool = False) -> Catalog:
     """What is for sale; with what is no longer sold too, for tenants who still have it."""
     versions = tables.catalog_versions
-    newest = await db.scalar(select(versions.c.id).order_by(versions.c.created_at.desc()).limit(1))
+    # Ids are drawn behind the lock of whoever applies, moments at the beginning of its transaction.
+    newest = await db.scalar(select(versions.c.id).order_by(versions.c.id.desc()).limit(1))
     if newest is None:
         return await _read_catalog(db, with_retired=with_retired)
     if newest not in _read:  # an applied state never changes, and every event needs it
