@@ -126,10 +126,12 @@ class Life:
         """Webhooks about our own calls to the provider arrive: those of payments that we know."""
         ours = {payment["id"] for payment in self.payments()}
         for told in self.room.sandbox.http.get("/_sandbox/deliveries", params={"event": event}).json():
-            told["body"] = base64.b64decode(told["body_base64"])
-            payload = json.loads(told["body"])["payload"]
+            payload = json.loads(base64.b64decode(told["body_base64"]))["payload"]
             if payload["payment"]["entity"]["id"] in ours:
-                await self.room.deliver(told)
+                await self.hear_one(told)
+
+    async def hear_one(self, told: dict[str, Any]) -> None:
+        await self.room.deliver(told | {"body": base64.b64decode(told["body_base64"])})
 
     # What the product asks
 
