@@ -277,7 +277,10 @@ async def test_money_taken_after_the_end(room: Room, tenant: str) -> None:
     subscription_id = await paid(room, tenant)
     for delivery in room.sandbox.act(f"subscriptions/{subscription_id}/cancel", by="customer"):
         await room.deliver(delivery)
-    shift = "UPDATE payments SET period_start = period_start {} interval '1 hour' WHERE tenant_id = %s"
+    shift = (
+        "UPDATE payments SET period_start = period_start {0} interval '1 hour',"
+        " received_at = received_at {0} interval '1 hour' WHERE tenant_id = %s"
+    )
 
     found = await opens_resolves_and_reopens(
         room,

@@ -233,6 +233,8 @@ def test_a_charge_belongs_to_a_period_that_began_before_the_end(
     payment = replace(PAID, given_back_paise=given_back)
 
     assert checks(replace(BOOKS, known=(ended,), payments=(payment,))) == expected
+    in_advance = replace(payment, period_start=START + MONTH)
+    assert checks(replace(BOOKS, known=(ended,), payments=(in_advance,))) == expected
 
 
 def test_an_upgrade_that_was_authorised_is_not_given_up() -> None:

@@ -126,6 +126,11 @@ def merge(
     return known, Verdict.NOTHING_NEW if same else Verdict.OLDER
 
 
+def paid_for(known: KnownSubscription, until: datetime | None) -> KnownSubscription:
+    """The knowledge that a cycle is paid until then, whatever has become of the subscription since."""
+    return replace(known, paid_until=_later(known.paid_until, until))
+
+
 def ambiguous(known: KnownSubscription, snapshot: ProviderSubscription, observed_at: datetime) -> bool:
     """Two different statuses of one moment: only the provider can say which is right."""
     return (

@@ -276,7 +276,7 @@ def _charged_after_end(books: Books) -> Iterator[Found]:
         if payment.given_back_paise < payment.amount_paise
         and payment.period_start is not None
         and (ended_at := ended.get(payment.razorpay_subscription_id or "")) is not None
-        and payment.period_start > ended_at + SAME_MOMENT
+        and min(payment.period_start, payment.received_at) > ended_at + SAME_MOMENT
     ]
     if late:
         yield _found(

@@ -247,6 +247,8 @@ def _fund_cycle(
     start, end = snapshot.current_start, snapshot.current_end
     if event.invoice is not None and event.invoice.billing_end is not None:
         start, end = event.invoice.billing_start, event.invoice.billing_end
+        # A subscription that has ended before anybody told us of it says no more until when it was paid.
+        learned = _learn_paid(learned, known, event.invoice.billing_end)
     period = paid_period(start, end, known.billing_cycle, event.received_at)
     reference = f"{PROVIDER}:{payment.id}"
     # A dripping year brings nothing now: GrantDueCredits grants its months as `<reference>:m<k>`.
@@ -280,6 +282,11 @@ def _fund_cycle(
         grant=grant if credits else None,
         finding=late if period.late else learned.finding,
     )
+
+
+def _learn_paid(learned: Decision, known: KnownSubscription, until: datetime) -> Decision:
+    paid = fence.paid_for(learned.subscription or known, until)
+    return learned if paid == known else replace(learned, subscription=paid)
 
 
 def _one_time_payment(event: PaymentEvent, situation: Situation) -> Decision:
