@@ -30,8 +30,9 @@ ORPHANS = "orphan_provider_sub"
 PENDING_MAX = timedelta(hours=72)
 # What is this young may be on its way: another reader of two databases would see only half of it.
 IN_FLIGHT = timedelta(minutes=1)
-# The job that rebuilds after an override ends, and the one that grants months, run this often or oftener.
-DUE_WITHIN = timedelta(hours=2)
+# What time makes due, the end of an override or a month's credits, is done by jobs; only one that stayed away for a
+# day is worth a person's time.
+DUE_WITHIN = timedelta(hours=26)
 # The provider ends with the cycle what it was told to end; its word of it may be late.
 END_GRACE = timedelta(days=2)
 # A charge begins its period at the moment of the charge, the end is told in whole seconds.
