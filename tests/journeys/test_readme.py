@@ -68,4 +68,4 @@ def test_the_tour_answers_what_the_readme_prints(running_suite: RunningSuite) ->
     answers = told.stdout.split(f"{CUT}\n")
     for (typed, expected), answer in zip(blocks(), answers, strict=False):
         assert without_what_varies(answer) == without_what_varies(expected), f"{typed}\n{told.stderr}"
-    assert len(blocks()) == 7
+    assert len(blocks()) == 8

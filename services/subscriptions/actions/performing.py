@@ -150,10 +150,15 @@ class Performer:
             found = await self.look_at(subscription_id)
             if found.paid_count > 0:
                 return "it was paid meanwhile and stays"
-        cancelled = await self._razorpay.cancel_subscription(
-            subscription_id, at_cycle_end=bool(task.payload.get("atCycleEnd"))
-        )
-        await self._apply(cancelled)
+        at_cycle_end = bool(task.payload.get("atCycleEnd"))
+        try:
+            found = await self._razorpay.cancel_subscription(subscription_id, at_cycle_end=at_cycle_end)
+        except ProviderRefused:
+            found = await self._razorpay.fetch_subscription(subscription_id)
+            if not at_cycle_end or found.paid_count < found.total_count:
+                raise
+            return "its last cycle runs: it ends by itself"
+        await self._apply(found)
         return None
 
     async def _fetch(self, task: Task) -> Note:
