@@ -123,15 +123,13 @@ class Life:
         return bool(notes) and notes.get("tenant_id") == self.tenant
 
     async def hear(self, event: str = "refund.processed") -> None:
-        """Webhooks about our own calls to the provider arrive: those of payments that we know."""
-        ours = {payment["id"] for payment in self.payments()}
+        """Webhooks about our own calls to the provider arrive: those of payments and subscriptions that we know."""
+        ours = {payment["id"] for payment in self.payments()} | set(self.at_provider())
         for told in self.room.sandbox.http.get("/_sandbox/deliveries", params={"event": event}).json():
-            payload = json.loads(base64.b64decode(told["body_base64"]))["payload"]
-            if payload["payment"]["entity"]["id"] in ours:
-                await self.hear_one(told)
-
-    async def hear_one(self, told: dict[str, Any]) -> None:
-        await self.room.deliver(told | {"body": base64.b64decode(told["body_base64"])})
+            told["body"] = base64.b64decode(told["body_base64"])
+            payload = json.loads(told["body"])["payload"]
+            if ours & {part["entity"]["id"] for part in payload.values()}:
+                await self.room.deliver(told)
 
     # What the product asks
 

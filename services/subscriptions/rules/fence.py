@@ -11,7 +11,7 @@ is the same in any order, with any duplicates and delays:
 """
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Literal
 
@@ -34,6 +34,10 @@ _RANK = (
     "cancelled",
 )
 NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+# Events are stamped by the provider, in whole seconds; what we looked up by our own clock, which may be ahead of it.
+SKEW = timedelta(minutes=1)
+# Where the moment stands in the order of statuses.
+_MOMENT = 3
 
 
 class Verdict(Enum):
@@ -132,10 +136,12 @@ def paid_for(known: KnownSubscription, until: datetime | None) -> KnownSubscript
 
 
 def ambiguous(known: KnownSubscription, snapshot: ProviderSubscription, observed_at: datetime) -> bool:
-    """Two different statuses of one moment: only the provider can say which is right."""
+    """Two different statuses of nearly one moment: only the provider can say which is right."""
+    theirs = _status_key(snapshot.status, snapshot.paid_count, observed_at)
     return (
         known.status != snapshot.status
-        and _status_key(snapshot.status, snapshot.paid_count, observed_at)[:-1] == _known_key(known)[:-1]
+        and theirs[:_MOMENT] == _known_key(known)[:_MOMENT]
+        and abs(observed_at - known.observed_at) <= SKEW
     )
 
 
