@@ -28,7 +28,7 @@ PRO_PAISE, STARTER_PAISE, BUSINESS_PAISE = 235_882, 58_882, 589_882
 ENDED = frozenset({"cancelled", "completed", "expired"})
 
 
-def cycle_of(word: str) -> catalog_pb2.BillingCycle:
+def cycle_of(word: str) -> Any:
     return catalog_pb2.BillingCycle.Value(f"BILLING_CYCLE_{word.upper()}")
 
 
