@@ -26,6 +26,7 @@ from tests.conftest import Database
 from tests.ledger.conftest import SECRETS
 from tests.sandbox.running import KEY_ID, KEY_SECRET, free_port
 from tests.subscriptions.conftest import MovableClock, Room, serving
+from tests.subscriptions.test_sync import forget
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -137,6 +138,22 @@ async def test_an_orphan_is_ended_by_the_command(room: Room, tenant: str) -> Non
     assert room.sandbox.sdk.subscription.fetch(orphan)["status"] == "cancelled"
     after = await diagnose(room, tenant)
     assert (list(after.differences), list(after.theirs)) == ([], [])
+
+
+async def test_a_purchase_whose_answer_was_lost_is_no_orphan(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    subscription_id = (await room.checkout(tenant)).checkout.subscription_id
+    forget(room, tenant)
+
+    unpaid = await diagnose(room, tenant)
+    room.sandbox.act(f"subscriptions/{subscription_id}/pay", method="card", deliver=False)
+    paid_for = await diagnose(room, tenant)
+
+    assert [(view.subscription_id, view.role) for view in unpaid.theirs] == [(subscription_id, "pending")]
+    assert list(unpaid.differences) == [], "the customer's next click finds it"
+    [difference] = paid_for.differences
+    assert (difference.field, difference.theirs) == ("lost_answer", f"{subscription_id} active")
+    assert "sync_provider" in difference.next_command
 
 
 async def test_limits_that_differ_are_rebuilt_by_the_command(room: Room, tenant: str) -> None:

@@ -206,16 +206,20 @@ async def test_lists_that_lag_behind_hide_an_orphan_only_for_a_while(room: Room,
     assert alerts(shown, tenant)["subscriptions.orphan_provider_sub"].evidence["subscription_ids"] == orphan
 
 
-async def test_a_purchase_whose_answer_was_lost_is_adopted_once_it_is_paid(room: Room, tenant: str) -> None:
-    subscription_id = await bought(room, tenant)
-    forget = (
+def forget(room: Room, tenant: str) -> None:
+    """The provider's answer to a checkout, lost on its way."""
+    for statement in (
         "UPDATE checkout_intents SET provider_subscription_id = NULL WHERE tenant_id = %s",
         "DELETE FROM provider_subscriptions WHERE tenant_id = %s",
         "UPDATE subscriptions SET pending_plan_id = NULL, pending_billing_cycle = NULL, pending_kind = NULL,"
         " pending_razorpay_subscription_id = NULL, pending_since = NULL WHERE tenant_id = %s",
-    )
-    for statement in forget:
+    ):
         room.change(statement, tenant)
+
+
+async def test_a_purchase_whose_answer_was_lost_is_adopted_once_it_is_paid(room: Room, tenant: str) -> None:
+    subscription_id = await bought(room, tenant)
+    forget(room, tenant)
 
     unpaid = await sync(room, tenant)
     room.sandbox.act(f"subscriptions/{subscription_id}/pay", method="card", deliver=False)
@@ -227,6 +231,22 @@ async def test_a_purchase_whose_answer_was_lost_is_adopted_once_it_is_paid(room:
     assert (current.plan_code, current.subscription_id) == ("pro", subscription_id)
     assert (await room.balance(tenant))["subscription"] == 15_000
     assert (await sync(room, tenant, key="3")).differences == 0
+
+
+async def test_a_purchase_that_was_paid_and_ended_before_its_answer_is_adopted_too(
+    room: Room, tenant: str
+) -> None:
+    subscription_id = await bought(room, tenant)
+    forget(room, tenant)
+    room.sandbox.act(f"subscriptions/{subscription_id}/pay", method="card", deliver=False)
+    room.sandbox.act(f"subscriptions/{subscription_id}/cancel", by="customer", deliver=False)
+
+    answer = await sync(room, tenant)
+
+    current = await room.current(tenant)
+    assert (answer.orphans, current.plan_code, current.cancel_at_period_end) == (0, "pro", True)
+    assert (await room.balance(tenant))["subscription"] == 15_000
+    assert (await sync(room, tenant, key="2")).differences == 0
 
 
 async def test_an_order_that_was_paid_unheard_of(room: Room, tenant: str) -> None:

@@ -24,8 +24,9 @@ from services.subscriptions.rules.events import TERMINAL, ProviderSubscription
 from services.subscriptions.rules.findings import Books, Found, LedgerView
 from services.subscriptions.rules.lifecycle import Subscription
 from services.subscriptions.rules.policy import Policy
+from services.subscriptions.rules.purchases import was_begun_by
 from services.subscriptions.rules.tasks import Task
-from services.subscriptions.store import audit, sync
+from services.subscriptions.store import audit, purchases, sync
 from services.subscriptions.store import catalog as catalog_store
 from services.subscriptions.store.sync import Compared
 from shared import logs
@@ -84,15 +85,17 @@ async def diagnose_tenant(
         _ask_ledger(ledger, tenant_id),
         _ask_provider(razorpay, tenant_id, compared[-COMPARED_MAX:], named, now),
     )
+    lost = await _lost_answers(engine, compared, (snapshots or {}).values())
     commands = Commands(tenant_id, now)
     differences = [
         *_between(books, compared, snapshots or {}, commands),
+        *_strangers(books, lost, snapshots or {}, commands),
         *_found(rules.judge(books, catalog, now, view), books, snapshots or {}, commands),
         *_tasks(books, commands),
     ]
     return Diagnosis(
         current=current,
-        views=_views(books.row, snapshots or {}),
+        views=_views(books.row, lost, snapshots or {}),
         differences=list(dict.fromkeys(differences)),
         open_tasks=[task for task in books.tasks if task.completed_at is None],
         provider_unavailable=snapshots is None,
@@ -132,8 +135,27 @@ async def _ask_provider(
     return {each.id: each for each in found if each is not None}
 
 
-def _views(row: Subscription, snapshots: dict[str, ProviderSubscription]) -> list[View]:
-    views = [View(snapshot, _role(row, snapshot.id)) for snapshot in snapshots.values()]
+async def _lost_answers(
+    engine: AsyncEngine, compared: Sequence[Compared], snapshots: Iterable[ProviderSubscription]
+) -> set[str]:
+    """Subscriptions that are purchases of ours whose answer never came: no orphans, though we do not hold them."""
+    held, lost = {each.known.id for each in compared}, set()
+    async with transaction(engine) as db:
+        for snapshot in snapshots:
+            intent_id = snapshot.notes.get("intent_id")
+            matters = snapshot.status not in TERMINAL or snapshot.paid_count > 0
+            if snapshot.id not in held and intent_id and matters:
+                intent = await purchases.find_intent(db, intent_id)
+                if intent is not None and was_begun_by(intent, snapshot):
+                    lost.add(snapshot.id)
+    return lost
+
+
+def _views(row: Subscription, lost: set[str], snapshots: dict[str, ProviderSubscription]) -> list[View]:
+    views = [
+        View(snapshot, "pending" if snapshot.id in lost else _role(row, snapshot.id))
+        for snapshot in snapshots.values()
+    ]
     # What ended and is relied on by nobody is history.
     return [view for view in views if view.role != "orphan" or view.snapshot.status not in TERMINAL]
 
@@ -161,19 +183,6 @@ def _between(
         )
         for found in between(each.known, snapshot, payments=each.payments, plan_of_row=each.plan_of_row):
             yield replace(found, next_command=mend) if found.field in MENDED_BY_FETCHING else found
-    ending = {
-        task.payload.get("razorpaySubscriptionId")
-        for task in books.tasks
-        if task.task_type == "cancel_provider_subscription"
-    }
-    for view in _views(books.row, snapshots):
-        if view.role == "orphan" and view.snapshot.id not in ending:
-            yield Difference(
-                "orphan",
-                NOBODY,
-                f"{view.snapshot.id} {view.snapshot.status}",
-                commands.cancel_orphan(view.snapshot.id),
-            )
     row = books.row
     if (
         row.has_pending_change
@@ -183,6 +192,29 @@ def _between(
         yield Difference(
             "pending_change", row.pending_kind or NOBODY, NOBODY, commands.cancel_pending_change()
         )
+
+
+def _strangers(
+    books: Books, lost: set[str], snapshots: dict[str, ProviderSubscription], commands: Commands
+) -> Iterator[Difference]:
+    """Subscriptions that nobody relies on, and purchases that were used although their answer was lost."""
+    for subscription_id in sorted(lost):
+        status = snapshots[subscription_id].status
+        if status != "created":  # otherwise the customer's next click finds it
+            yield Difference("lost_answer", NOBODY, f"{subscription_id} {status}", commands.sync())
+    ending = {
+        task.payload.get("razorpaySubscriptionId")
+        for task in books.tasks
+        if task.task_type == "cancel_provider_subscription"
+    }
+    for view in _views(books.row, lost, snapshots):
+        if view.role == "orphan" and view.snapshot.id not in ending:
+            yield Difference(
+                "orphan",
+                NOBODY,
+                f"{view.snapshot.id} {view.snapshot.status}",
+                commands.cancel_orphan(view.snapshot.id),
+            )
 
 
 def _found(

@@ -3,6 +3,7 @@
 from billing.maintenance.v1 import alert_pb2
 from billing.subscriptions.v1 import subscriptions_maintenance_pb2 as pb
 
+from services.subscriptions.actions.reconciliation import PATIENCE_SECONDS
 from services.subscriptions.actions.sync import sync_with_provider
 from services.subscriptions.rpc.audit import SEVERITIES
 from services.subscriptions.rpc.messages import Context
@@ -31,6 +32,8 @@ class Syncs(Desk):
             time_left_seconds=remaining_seconds() or DEFAULT_TIMEOUT_SECONDS,
         )
         for tenant_id in synced.touched[:ATTEMPTED_AT_ONCE]:
+            if (remaining_seconds() or DEFAULT_TIMEOUT_SECONDS) < 2 * PATIENCE_SECONDS:
+                break
             await self._room.reconciler.attempt(tenant_id)
         return pb.SyncWithProviderResponse(
             compared=synced.compared,

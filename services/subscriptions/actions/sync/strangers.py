@@ -76,7 +76,11 @@ async def _compare_window(run: Run, since: datetime, until: datetime, orphans: O
 
 
 async def _compare_subscriptions(run: Run, listed: Sequence[ProviderSubscription], orphans: Orphans) -> None:
-    named = {each.id: each for each in listed if each.notes.get("tenant_id") and each.status not in TERMINAL}
+    named = {
+        each.id: each
+        for each in listed
+        if each.notes.get("tenant_id") and (each.status not in TERMINAL or each.paid_count > 0)
+    }
     async with transaction(run.engine) as db:
         held = await sync.find_held(db, named)
         tenants = await sync.find_tenants(db, {each.notes["tenant_id"] for each in named.values()})
@@ -84,7 +88,7 @@ async def _compare_subscriptions(run: Run, listed: Sequence[ProviderSubscription
         tenant_id = each.notes["tenant_id"]
         if each.id in held or tenant_id not in tenants or run.tenant_id not in (None, tenant_id):
             continue
-        if not await _adopt(run, each, tenant_id):
+        if not await _adopt(run, each, tenant_id) and each.status not in TERMINAL:
             orphans.setdefault(tenant_id, {})[each.id] = each
 
 
