@@ -148,5 +148,11 @@ async def _open_finding(
 
 
 async def _revoke(db: AsyncConnection, tenant_id: str, revocation: Revocation, now: datetime) -> None:
-    if await store.insert_revocation(db, tenant_id, revocation):
-        await task_store.insert_task(db, tasks.revoke_grant(tenant_id, revocation), now)
+    first, times = revocation, 1
+    while not await store.insert_revocation(db, tenant_id, revocation):
+        if not await store.was_restored(db, tenant_id, revocation.reference_id):
+            return
+        # A dispute that was won may come back in a later phase: what was given back is taken anew.
+        times += 1
+        revocation = replace(first, reference_id=f"{first.reference_id}:{times}")
+    await task_store.insert_task(db, tasks.revoke_grant(tenant_id, revocation), now)

@@ -253,6 +253,16 @@ async def insert_revocation(db: AsyncConnection, tenant_id: str, revocation: Rev
     return inserted is not None
 
 
+async def was_restored(db: AsyncConnection, tenant_id: str, reference_id: str) -> bool:
+    """Whether this decision was undone since."""
+    restored = await db.scalar(
+        select(revoked.c.restored_at.is_not(None)).where(
+            revoked.c.tenant_id == tenant_id, revoked.c.reference_id == reference_id
+        )
+    )
+    return bool(restored)
+
+
 async def restore_revocations(
     db: AsyncConnection, tenant_id: str, cause_id: str, now: datetime
 ) -> list[Revocation]:
