@@ -106,7 +106,8 @@ async def compare_disputes(run: Run, disputes: Iterable[ProviderDispute]) -> Non
         ours = await sync.find_dispute_statuses(db, told)
     for dispute in told.values():
         owner = owners.get(dispute.payment_id)
-        if not _concerns(run, owner) or ours.get(dispute.id) not in (None, *sync.UNSETTLED):
+        # One that was won may come back in a later phase.
+        if not _concerns(run, owner) or ours.get(dispute.id) in ("lost", "closed"):
             continue
         if ours.get(dispute.id) == dispute.status or dispute.status not in _DISPUTE_EVENTS:
             continue
