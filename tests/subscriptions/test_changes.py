@@ -350,3 +350,79 @@ async def test_two_different_changes_at_once_leave_one(room: Room, tenant: str, 
     await life.pass_until(end, hours=2)
     await life.assert_stands("pro", razorpay_subscription_id=old)
     assert life.living() == [old]
+
+
+@pytest.mark.parametrize("undo", [True, False])
+async def test_a_successor_that_the_customer_cancels_leaves_the_scheduled_end(
+    room: Room, tenant: str, travel: Travel, undo: bool
+) -> None:
+    life = Life(room, tenant, travel)
+    old = await life.subscribe("pro")
+    end = life.row()["current_period_end"]
+    begun = await life.change("starter")
+    new = begun.checkout.subscription_id
+    await life.act(new, "authenticate", method="upi")
+    await life.act(new, "cancel")
+    await life.assert_stands("pro", pending_kind="cancellation", cancel_at_period_end=True)
+
+    if undo:
+        await life.undo()
+    await life.pass_until(end, hours=-20)
+    await life.pass_until(end, hours=1)
+
+    if undo:
+        await life.assert_stands("pro", razorpay_subscription_id=old)
+        assert life.at_provider() == {old: "active", new: "cancelled"}
+    else:
+        await life.assert_stands("free", "canceled")
+        assert life.at_provider() == {old: "cancelled", new: "cancelled"}
+    assert life.captured() == 1 + undo
+
+
+async def test_a_downgrade_survives_that_the_customer_cancels_the_old_mandate(
+    room: Room, tenant: str, travel: Travel
+) -> None:
+    life = Life(room, tenant, travel)
+    old = await life.subscribe("pro", method="upi")
+    end = life.row()["current_period_end"]
+    begun = await life.change("starter")
+    new = begun.checkout.subscription_id
+    await life.act(new, "authenticate", method="upi")
+    await life.act(old, "cancel")
+    await life.assert_stands("pro", pending_kind="downgrade", razorpay_subscription_id=old)
+
+    await life.pass_until(end, hours=-0.01)
+    await life.assert_stands("pro")
+    await life.pass_until(end, hours=1)
+
+    await life.assert_stands("starter", razorpay_subscription_id=new)
+    assert (life.captured(), life.refunds()) == (2, [])
+
+
+async def test_a_renewal_that_slips_in_beside_the_successor_goes_back_in_full(
+    room: Room, tenant: str, travel: Travel
+) -> None:
+    """The provider was away from two days before the end until after it."""
+    life = Life(room, tenant, travel)
+    old = await life.subscribe("pro")
+    end = life.row()["current_period_end"]
+    begun = await life.change("starter")
+    new = begun.checkout.subscription_id
+    await life.act(new, "authenticate", method="card")
+    room.sandbox.set(
+        "faults", kind="status", status=502, method="POST", path="/v1/subscriptions/*/cancel", times=50
+    )
+    await life.pass_until(end, hours=-24)
+    await life.pass_until(end, hours=1)
+    renewal = [row for row in life.payments() if row["razorpay_subscription_id"] == old][-1]
+    room.sandbox.http.delete("/_sandbox/faults")
+    await life.pass_time(hours=5)
+    await life.pass_time(hours=5)
+
+    await life.assert_stands("starter", razorpay_subscription_id=new)
+    assert life.at_provider() == {old: "cancelled", new: "active"}
+    assert renewal["amount_paise"] == PRO_PAISE
+    assert life.refunded(renewal["id"]) == [PRO_PAISE]
+    assert sum(row["credits"] for row in life.revocations()) == 15_000
+    await life.pass_time(days=3)
+    assert await life.credits() == 3_000

@@ -328,3 +328,32 @@ async def test_a_charge_that_we_hear_of_after_its_period_is_found_and_its_credit
     [grant] = room.rows("SELECT * FROM credit_grants WHERE payment_id = %s", payment["id"])
     assert grant["expires_at"] - room.clock() > timedelta(days=27)
     assert payment["period_end"] < room.clock()
+
+
+async def test_a_renewal_that_slips_in_before_a_scheduled_end_is_the_last(
+    room: Room, tenant: str, travel: Travel
+) -> None:
+    """The provider was away when it had to be told: what it charged is kept to its end, and no more follows."""
+    life = Life(room, tenant, travel)
+    sub = await life.subscribe("pro")
+    end = life.row()["current_period_end"]
+    await life.cancel("at_period_end")
+    room.sandbox.set(
+        "faults", kind="status", status=502, method="POST", path="/v1/subscriptions/*/cancel", times=50
+    )
+    await life.pass_until(end, hours=-24)
+    await life.pass_until(end, hours=1)
+    room.sandbox.http.delete("/_sandbox/faults")
+    await life.pass_time(hours=5)
+    await life.pass_time(hours=5)
+
+    renewal = life.payments()[-1]
+    await life.assert_stands(
+        "pro",
+        cancel_at_period_end=True,
+        current_period_end=renewal["period_end"],
+        pending_effective_at=renewal["period_end"],
+    )
+    await life.pass_until(renewal["period_end"], hours=1)
+    await life.assert_stands("free", "canceled")
+    assert (life.at_provider(), life.captured()) == ({sub: "cancelled"}, 2)

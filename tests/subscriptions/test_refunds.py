@@ -402,3 +402,27 @@ async def test_a_refund_of_a_dripping_year_takes_of_each_month_and_stops_those_t
     references = [row["reference_id"] for row in life.revocations()]
     assert len(references) == len(set(references)) == 4
     assert {reference.rsplit(":", 1)[1] for reference in references} == {"m1", "m2"}
+
+
+async def test_what_banks_take_back_no_more_is_refused_for_good_and_takes_no_credits(
+    room: Room, tenant: str, travel: Travel
+) -> None:
+    life = Life(room, tenant, travel)
+    payment_id = await paid(life, "pro", "yearly")
+    travel.forward(days=190)
+    before = await life.credits()
+
+    answer = await life.refund(payment_id, 50_000)
+
+    assert (answer.status, answer.provider_refund_id) == ("failed", "")
+    assert (await life.credits(), life.refunded(payment_id), life.credit_notes()) == (before, [], [])
+    assert life.findings() == ["refund_failed"]
+    assert life.open_tasks() == []
+    quote = await life.preview("business")
+    assert (quote.refund_paise, quote.credits_revoked) == (0, 0)
+    begun = await life.change("business", token=quote.quote_token)
+    await life.act(begun.checkout.subscription_id, "pay", method="card")
+    await life.reconcile()
+    await life.assert_stands("business")
+    assert await life.credits() == before + 50_000
+    assert life.findings() == ["refund_failed", "unused_not_refundable"]

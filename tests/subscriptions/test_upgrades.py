@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from billing.ledger.v1 import ledger_pb2
-from billing.subscriptions.v1 import catalog_pb2
+from billing.subscriptions.v1 import catalog_pb2, subscriptions_maintenance_pb2
 from billing.subscriptions.v1 import subscriptions_pb2 as pb
 from google.protobuf import duration_pb2
 
@@ -415,3 +415,75 @@ async def test_an_operator_promotes_what_was_paid_and_nothing_else(room: Room, t
         "asha@example.com",
         "webhooks lost",
     )
+
+
+async def test_what_renews_between_the_quote_and_the_payment_goes_back_as_well(
+    room: Room, tenant: str, travel: Travel
+) -> None:
+    life = Life(room, tenant, travel)
+    old = await life.subscribe("starter")
+    [first] = life.payments()
+    await life.pass_until(first["period_end"], hours=-6)
+    quote = await life.preview("pro")
+    begun = await life.change("pro", token=quote.quote_token)
+    await life.pass_until(first["period_end"], hours=1)
+    renewal = life.payments()[-1]
+    assert renewal["razorpay_subscription_id"] == old
+
+    await life.act(begun.checkout.subscription_id, "pay", method="card")
+    await life.hear()
+
+    [known] = room.rows(
+        "SELECT started_at FROM provider_subscriptions WHERE id = %s", begun.checkout.subscription_id
+    )
+    rest = share(STARTER_PAISE, renewal["period_start"], renewal["period_end"], known["started_at"])
+    assert life.refunded(first["id"]) == [quote.refund_paise]
+    assert life.refunded(renewal["id"]) == [rest]
+    assert STARTER_PAISE * 0.99 < rest < STARTER_PAISE
+    await life.assert_stands("pro", razorpay_subscription_id=begun.checkout.subscription_id)
+    assert life.living() == [begun.checkout.subscription_id]
+    assert len(life.revocations()) == 2
+
+
+async def test_a_quote_that_nobody_paid_within_a_day_can_be_paid_no_more(
+    room: Room, tenant: str, travel: Travel
+) -> None:
+    life = Life(room, tenant, travel)
+    old = await life.subscribe("starter")
+    begun = await life.change("pro")
+    new = begun.checkout.subscription_id
+    await life.pass_time(hours=24.1)
+    assert life.at_provider() == {old: "active", new: "expired"}
+
+    # Nobody tells of it: the comparison with the provider finds it.
+    await room.maintenance.SyncWithProvider(
+        subscriptions_maintenance_pb2.SyncWithProviderRequest(
+            idempotency_key="job:sync:test", tenant_id=tenant
+        )
+    )
+    await life.reconcile()
+
+    await life.assert_stands("starter", pending_kind=None, razorpay_subscription_id=old)
+    async with refused("CHECKOUT_CLOSED", status="expired"):
+        await life.change("pro")
+    assert (await life.change("pro", key="anew")).checkout.subscription_id not in (old, new)
+
+
+async def test_promoting_asks_a_provider_that_does_not_answer_again(room: Room, tenant: str) -> None:
+    life = Life(room, tenant)
+    await life.subscribe("starter")
+    begun = await life.change("pro")
+    new = begun.checkout.subscription_id
+    room.sandbox.act(f"subscriptions/{new}/pay", method="card")
+    room.sandbox.set("faults", kind="status", status=503, method="GET", path="/v1/subscriptions")
+    async with refused("PROVIDER_UNAVAILABLE"):
+        await life.promote()
+    promoted = await asyncio.gather(*(life.promote() for _ in range(4)), return_exceptions=True)
+    await life.reconcile()
+
+    assert {getattr(each, "reason", "") for each in promoted if isinstance(each, BaseException)} <= {
+        "NO_PENDING_CHANGE"
+    }
+    assert len(life.audits("change.promoted")) == 1
+    await life.assert_stands("pro", razorpay_subscription_id=new)
+    assert (life.captured(), len(life.payments()), len(life.refunds())) == (2, 2, 1)

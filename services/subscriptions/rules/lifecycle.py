@@ -142,6 +142,8 @@ def derive(row: Subscription, known: Sequence[KnownSubscription], now: datetime)
         razorpay_subscription_id=live.id,
         past_due_since=live.past_due_since if status == "past_due" else None,
     )
+    if row.pending_kind == "cancellation":  # a renewal that slipped in before it has moved the end
+        row = replace(row, pending_effective_at=row.ends_at)
     return Standing(row, obsolete)
 
 
