@@ -37,6 +37,7 @@ PATIENCE_SECONDS = 20.0
 
 PRO_CREDITS = 15_000
 MEDIUM_PACK_CREDITS = 2_200
+BUSINESS_CREDITS = 50_000
 
 Answer = TypeVar("Answer")
 
@@ -108,6 +109,7 @@ async def _tell(runtime: Runtime, story: Story) -> None:
         await _spend(doors, story, tenant)
         await _hold(doors, story, tenant)
         await _look_back(doors, story, tenant)
+        await _upgrade(doors, story, tenant)
 
 
 async def _provision(doors: Doors, story: Story, tenant: str) -> None:
@@ -298,12 +300,57 @@ async def _look_back(doors: Doors, story: Story, tenant: str) -> None:
     )
 
 
-async def _eleventh_post(doors: Doors, tenant: str) -> ledger_pb.CheckLimitResponse:
-    request = ledger_pb.CheckLimitRequest(
-        tenant_id=tenant, limit_key="blog.posts", requested=1, current_usage=10
+async def _upgrade(doors: Doors, story: Story, tenant: str) -> None:
+    quote = (
+        await doors.subscriptions.PreviewChange(
+            subscriptions_pb.PreviewChangeRequest(
+                tenant_id=tenant, plan_code="business", cycle=catalog_pb.BILLING_CYCLE_MONTHLY
+            )
+        )
+    ).quote
+    story.tell(
+        "what would Business cost?",
+        f"₹{quote.total_paise / 100:,.2f} now, ₹{quote.refund_paise / 100:,.2f} of Pro come back",
+        ok=quote.total_paise == 589_882 and 235_000 < quote.refund_paise <= 235_882,
     )
-    answer: ledger_pb.CheckLimitResponse = await doors.ledger.CheckLimit(request)
-    return answer
+    changed = await doors.subscriptions.ChangePlan(
+        subscriptions_pb.ChangePlanRequest(
+            tenant_id=tenant,
+            idempotency_key="business",
+            plan_code="business",
+            cycle=catalog_pb.BILLING_CYCLE_MONTHLY,
+            quote_token=quote.quote_token,
+        )
+    )
+    story.tell(
+        "change to it, as quoted",
+        f"{changed.checkout.subscription_id} waits to be paid",
+        ok=changed.pending_change.plan_code == "business",
+    )
+    deliveries = await _pay(doors, f"subscriptions/{changed.checkout.subscription_id}/pay", method="upi")
+    random.shuffle(deliveries)
+    story.tell(*await _deliver(doors, deliveries, expected="its seven deliveries, shuffled"), ok=True)
+
+    async def settled() -> subscriptions_pb.ListInvoicesResponse | None:
+        listed = await doors.subscriptions.ListInvoices(
+            subscriptions_pb.ListInvoicesRequest(tenant_id=tenant)
+        )
+        return listed if len(listed.invoices) == 4 else None
+
+    papers = (await _once_there(settled)).invoices
+    current = await doors.subscriptions.GetCurrent(subscriptions_pb.GetCurrentRequest(tenant_id=tenant))
+    balance = await _balance_when(doors, tenant, BUSINESS_CREDITS)
+    story.tell(
+        "where it stands now",
+        f"{current.plan_name}, {balance.available:,} credits",
+        ok=current.plan_code == "business" and balance.available == BUSINESS_CREDITS + 1_700,
+    )
+    notes = [each for each in papers if each.kind == subscriptions_pb.INVOICE_KIND_CREDIT_NOTE]
+    story.tell(
+        "its papers",
+        f"{len(papers) - len(notes)} tax invoices, and a credit note over {notes[0].total_display}",
+        ok=[note.total_paise for note in notes] == [quote.refund_paise],
+    )
 
 
 def _debit(tenant: str, key: str, credits: int) -> ledger_pb.DebitRequest:
