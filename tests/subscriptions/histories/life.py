@@ -53,11 +53,11 @@ class Told:
 
 @dataclass(frozen=True)
 class Done:
-    """Something that was decided here, on what was known then of subscriptions, or of money that went back."""
+    """Something that was decided here, on what was known then: of subscriptions, of money that went back, or of both."""
 
     at: datetime
     do: Callable[[Books, datetime], None]
-    on: str = "all"
+    on: str = "subscriptions"
 
 
 Item = Told | Done
@@ -114,7 +114,7 @@ class Life:
         self.now += timedelta(seconds=61)
         return True
 
-    def decide(self, do: Callable[[Books, datetime], None], *, on: str = "all") -> None:
+    def decide(self, do: Callable[[Books, datetime], None], *, on: str = "subscriptions") -> None:
         """Something is decided in the room."""
         self.log.append(Done(self.now, do, on))
         do(self.books, self.now)
@@ -278,7 +278,7 @@ class Life:
             self.decide(lambda books, now: None, on="money back")
         self.happen(lambda world: charges.pay(world, subscription_id, method=method if first else None))
         if taking_over:
-            self.decide(lambda books, now: None, on="money back")
+            self.decide(lambda books, now: None, on="everything")
 
     def _takes_over(self, subscription_id: str) -> bool:
         return len(self.world.all("subscription")) > 1 and bool(subscription_id)
@@ -320,7 +320,7 @@ class Life:
 
         self.decide(lambda books, now: None, on="money back")
         self.happen(act)
-        self.decide(lambda books, now: None, on="money back")
+        self.decide(lambda books, now: None, on="everything")
 
     def subscription_ids(self) -> list[str]:
         """All that the tenant ever began, the oldest first."""
