@@ -149,6 +149,8 @@ async def test_while_a_charge_fails_there_is_nothing_to_run_out(
     await life.assert_stands("pro", "past_due")
     async with refused("WRONG_STATUS", status="past_due"):
         await life.change("business")
+    async with refused("WRONG_STATUS", status="past_due"):
+        await life.preview("free")  # a period that is not paid has no end to wait for
 
     ended = await life.cancel(mode)
 

@@ -195,9 +195,7 @@ def _kind(situation: Situation, plan: Plan, cycle: Cycle | None) -> Kind:
 def _end_of_what_is_paid(
     row: Subscription, live: KnownSubscription, kind: Kind, at: datetime
 ) -> datetime | None:
-    allowed = (
-        ("active", "trialing", "past_due", "paused") if kind == "cancellation" else ("active", "trialing")
-    )
+    allowed = ("active", "trialing")
     if live.ended:
         raise WrongStatus(
             "the subscription has ended at the provider and runs out: use Checkout for what follows it",
@@ -206,7 +204,9 @@ def _end_of_what_is_paid(
         )
     if row.status not in allowed:
         raise WrongStatus(
-            f"a {row.status} subscription cannot be changed", status=row.status, allowed=",".join(allowed)
+            f"a {row.status} subscription cannot be changed: CancelSubscription ends it at once",
+            status=row.status,
+            allowed=",".join(allowed),
         )
     if (
         kind != "upgrade"

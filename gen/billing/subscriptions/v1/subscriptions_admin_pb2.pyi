@@ -943,9 +943,11 @@ class RefundPaymentResponse(_message.Message):
     refund_id: _builtins.str
     """`rfd_…` of ours."""
     provider_refund_id: _builtins.str
-    """`rfnd_…`; empty: the provider has not answered and the task will ask again."""
+    """`rfnd_…`; empty: the provider has not answered and the task will ask again, or it refused."""
     status: _builtins.str
-    """pending, processed, failed."""
+    """pending, processed, failed. Failed: refused for good, by the provider or the bank; no credits are taken, and a
+    finding asks for a person.
+    """
     amount_paise: _builtins.int
     """What is given back."""
     credits_to_revoke: _builtins.int

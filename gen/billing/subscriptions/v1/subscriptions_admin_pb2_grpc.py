@@ -142,7 +142,7 @@ class SubscriptionsAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PromotePendingChange(self, request, context):
-        """Makes a pending change real after checking with the provider that it is paid.
+        """Makes a pending change real after checking with the provider that it is paid: otherwise ERROR_REASON_WRONG_STATUS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,7 +156,8 @@ class SubscriptionsAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RefundPayment(self, request, context):
-        """Gives money back, once per key, and takes back the credits it bought.
+        """Gives money back, once per key, and takes back the credits it bought once the provider has processed it. It ends no
+        subscription.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

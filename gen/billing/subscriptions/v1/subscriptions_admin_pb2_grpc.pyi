@@ -26,11 +26,13 @@ class SubscriptionsAdminServiceStub:
     ResolveReconciliationTask: _aio.UnaryUnaryMultiCallable[_subscriptions_admin_pb2.ResolveReconciliationTaskRequest, _subscriptions_admin_pb2.ResolveReconciliationTaskResponse]
     """Closes a task that a person settled elsewhere."""
     PromotePendingChange: _aio.UnaryUnaryMultiCallable[_subscriptions_admin_pb2.PromotePendingChangeRequest, _subscriptions_admin_pb2.PromotePendingChangeResponse]
-    """Makes a pending change real after checking with the provider that it is paid."""
+    """Makes a pending change real after checking with the provider that it is paid: otherwise ERROR_REASON_WRONG_STATUS."""
     CancelOrphanSubscription: _aio.UnaryUnaryMultiCallable[_subscriptions_admin_pb2.CancelOrphanSubscriptionRequest, _subscriptions_admin_pb2.CancelOrphanSubscriptionResponse]
     """Cancels a provider subscription that we do not rely on."""
     RefundPayment: _aio.UnaryUnaryMultiCallable[_subscriptions_admin_pb2.RefundPaymentRequest, _subscriptions_admin_pb2.RefundPaymentResponse]
-    """Gives money back, once per key, and takes back the credits it bought."""
+    """Gives money back, once per key, and takes back the credits it bought once the provider has processed it. It ends no
+    subscription.
+    """
     SetOverride: _aio.UnaryUnaryMultiCallable[_subscriptions_admin_pb2.SetOverrideRequest, _subscriptions_admin_pb2.SetOverrideResponse]
     """Sets a limit for one tenant, until it expires."""
     RemoveOverride: _aio.UnaryUnaryMultiCallable[_subscriptions_admin_pb2.RemoveOverrideRequest, _subscriptions_admin_pb2.RemoveOverrideResponse]
@@ -85,7 +87,7 @@ class SubscriptionsAdminServiceServicer:
         request: _subscriptions_admin_pb2.PromotePendingChangeRequest,
         context: _aio.ServicerContext[_subscriptions_admin_pb2.PromotePendingChangeRequest, _abc.Awaitable[_subscriptions_admin_pb2.PromotePendingChangeResponse]],
     ) -> _abc.Awaitable[_subscriptions_admin_pb2.PromotePendingChangeResponse]:
-        """Makes a pending change real after checking with the provider that it is paid."""
+        """Makes a pending change real after checking with the provider that it is paid: otherwise ERROR_REASON_WRONG_STATUS."""
 
     def CancelOrphanSubscription(
         self,
@@ -99,7 +101,9 @@ class SubscriptionsAdminServiceServicer:
         request: _subscriptions_admin_pb2.RefundPaymentRequest,
         context: _aio.ServicerContext[_subscriptions_admin_pb2.RefundPaymentRequest, _abc.Awaitable[_subscriptions_admin_pb2.RefundPaymentResponse]],
     ) -> _abc.Awaitable[_subscriptions_admin_pb2.RefundPaymentResponse]:
-        """Gives money back, once per key, and takes back the credits it bought."""
+        """Gives money back, once per key, and takes back the credits it bought once the provider has processed it. It ends no
+        subscription.
+        """
 
     def SetOverride(
         self,

@@ -70,7 +70,7 @@ class _ChangeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChangeKind
     CHANGE_KIND_UNSPECIFIED: _ChangeKind.ValueType  # 0
     """Never sent."""
     CHANGE_KIND_UPGRADE: _ChangeKind.ValueType  # 1
-    """To a dearer plan: in flight until paid."""
+    """To a dearer plan, by monthly price, or the purchase of one: in flight until paid."""
     CHANGE_KIND_DOWNGRADE: _ChangeKind.ValueType  # 2
     """To a cheaper plan: scheduled for the end of the period."""
     CHANGE_KIND_CYCLE_SWITCH: _ChangeKind.ValueType  # 3
@@ -84,7 +84,7 @@ class ChangeKind(_ChangeKind, metaclass=_ChangeKindEnumTypeWrapper):
 CHANGE_KIND_UNSPECIFIED: ChangeKind.ValueType  # 0
 """Never sent."""
 CHANGE_KIND_UPGRADE: ChangeKind.ValueType  # 1
-"""To a dearer plan: in flight until paid."""
+"""To a dearer plan, by monthly price, or the purchase of one: in flight until paid."""
 CHANGE_KIND_DOWNGRADE: ChangeKind.ValueType  # 2
 """To a cheaper plan: scheduled for the end of the period."""
 CHANGE_KIND_CYCLE_SWITCH: ChangeKind.ValueType  # 3
@@ -202,7 +202,7 @@ class _CancelModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CancelMode
     CANCEL_MODE_UNSPECIFIED: _CancelMode.ValueType  # 0
     """Refused."""
     CANCEL_MODE_AT_PERIOD_END: _CancelMode.ValueType  # 1
-    """At the end of what is paid."""
+    """At the end of what is paid. Under SUBSCRIPTION_STATUS_PAST_DUE and _PAUSED nothing is: it ends now."""
     CANCEL_MODE_NOW: _CancelMode.ValueType  # 2
     """Now; nothing is refunded by this call."""
 
@@ -212,7 +212,7 @@ class CancelMode(_CancelMode, metaclass=_CancelModeEnumTypeWrapper):
 CANCEL_MODE_UNSPECIFIED: CancelMode.ValueType  # 0
 """Refused."""
 CANCEL_MODE_AT_PERIOD_END: CancelMode.ValueType  # 1
-"""At the end of what is paid."""
+"""At the end of what is paid. Under SUBSCRIPTION_STATUS_PAST_DUE and _PAUSED nothing is: it ends now."""
 CANCEL_MODE_NOW: CancelMode.ValueType  # 2
 """Now; nothing is refunded by this call."""
 Global___CancelMode: _TypeAlias = CancelMode  # noqa: Y015
@@ -373,7 +373,7 @@ class PendingChange(_message.Message):
 
     @_builtins.property
     def effective_at(self) -> _timestamp_pb2.Timestamp:
-        """When it takes effect. Absent: once paid."""
+        """When it takes effect; a renewal that comes in between moves the end that was asked for. Absent: once paid."""
 
     def __init__(
         self,
@@ -691,11 +691,13 @@ class ChangeQuote(_message.Message):
     total_paise: _builtins.int
     """Charged now."""
     refund_paise: _builtins.int
-    """Refunded for the unused part of the old period."""
+    """Refunded for the unused part of the old period, tax included; 0 below ₹1, and for payments older than the six
+    months in which banks take refunds back.
+    """
     credits_granted: _builtins.int
-    """Credits granted once paid."""
+    """Credits granted once paid; of a year whose credits arrive monthly those of the first month."""
     credits_revoked: _builtins.int
-    """Credits of the old period taken back by the transition's policy."""
+    """Credits of the old period taken back by the transition's policy, as far as they are not spent."""
     catalog_version: _builtins.str
     """The catalogue it was computed from."""
     @_builtins.property
@@ -898,7 +900,7 @@ class GetCurrentResponse(_message.Message):
     ALERTS_FIELD_NUMBER: _builtins.int
     ENTITLEMENTS_VERSION_FIELD_NUMBER: _builtins.int
     plan_code: _builtins.str
-    """The plan that entitles it now."""
+    """The plan that it has. Under SUBSCRIPTION_STATUS_PAUSED the limits are those of `free` nevertheless."""
     plan_name: _builtins.str
     """For people."""
     cycle: _catalog_pb2.BillingCycle.ValueType
@@ -993,7 +995,7 @@ class CheckoutRequest(_message.Message):
     cycle: _catalog_pb2.BillingCycle.ValueType
     """How often to pay."""
     with_trial: _builtins.bool
-    """True: begin with the plan's trial, if the tenant never had one."""
+    """True: begin with the plan's trial, if the tenant never had one and nothing that is paid has to run out first."""
     def __init__(
         self,
         *,

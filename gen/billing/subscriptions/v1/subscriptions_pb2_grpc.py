@@ -179,42 +179,47 @@ class SubscriptionsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ChangePlan(self, request, context):
-        """Changes the plan as quoted: an upgrade once its new subscription is paid, a downgrade at the end of the period.
+        """Changes the plan as quoted: an upgrade once its new subscription is paid, a downgrade at the end of the period, if
+        the customer authorised its new mandate by then; otherwise free follows. Which it is, the monthly prices decide.
+        Only active and trialing subscriptions can be changed, and ended ones only followed: by a Checkout.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SwitchCycle(self, request, context):
-        """Changes the cycle as quoted, keeping the plan.
+        """Changes the cycle as quoted, keeping the plan: at the end of the period, as a downgrade.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelPendingChange(self, request, context):
-        """Undoes a change that has not happened yet: an unpaid upgrade or a scheduled downgrade or cancellation.
+        """Undoes a change that has not happened yet: an unpaid upgrade or a scheduled downgrade or cancellation. A scheduled
+        end can be undone until the provider is told, two days before it; then with ERROR_REASON_WRONG_STATUS no more. An
+        upgrade that was paid in the same moment stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelSubscription(self, request, context):
-        """Ends the paid subscription, now or at the end of the period; the tenant falls back to free.
+        """Ends the paid subscription, now or at the end of the period; the tenant falls back to free. The end of the period
+        is that of the trial while that runs. Credits stay until they expire.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseSubscription(self, request, context):
-        """Stops charges and entitlements until resumed. Only active subscriptions can be paused.
+        """Stops charges and entitlements until resumed. Only active subscriptions can be paused; one that is paused stays so.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeSubscription(self, request, context):
-        """Ends a pause. One that the customer began in a UPI app can be ended only there.
+        """Ends a pause. One that the customer began in a UPI app can be ended only there: ERROR_REASON_PROVIDER_REFUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -30,17 +30,25 @@ class SubscriptionsServiceStub:
     PreviewChange: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.PreviewChangeRequest, _subscriptions_pb2.PreviewChangeResponse]
     """Says what a change of plan or cycle would cost and do. Changes nothing; ChangePlan does exactly this or refuses."""
     ChangePlan: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.ChangePlanRequest, _subscriptions_pb2.ChangePlanResponse]
-    """Changes the plan as quoted: an upgrade once its new subscription is paid, a downgrade at the end of the period."""
+    """Changes the plan as quoted: an upgrade once its new subscription is paid, a downgrade at the end of the period, if
+    the customer authorised its new mandate by then; otherwise free follows. Which it is, the monthly prices decide.
+    Only active and trialing subscriptions can be changed, and ended ones only followed: by a Checkout.
+    """
     SwitchCycle: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.SwitchCycleRequest, _subscriptions_pb2.SwitchCycleResponse]
-    """Changes the cycle as quoted, keeping the plan."""
+    """Changes the cycle as quoted, keeping the plan: at the end of the period, as a downgrade."""
     CancelPendingChange: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.CancelPendingChangeRequest, _subscriptions_pb2.CancelPendingChangeResponse]
-    """Undoes a change that has not happened yet: an unpaid upgrade or a scheduled downgrade or cancellation."""
+    """Undoes a change that has not happened yet: an unpaid upgrade or a scheduled downgrade or cancellation. A scheduled
+    end can be undone until the provider is told, two days before it; then with ERROR_REASON_WRONG_STATUS no more. An
+    upgrade that was paid in the same moment stays.
+    """
     CancelSubscription: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.CancelSubscriptionRequest, _subscriptions_pb2.CancelSubscriptionResponse]
-    """Ends the paid subscription, now or at the end of the period; the tenant falls back to free."""
+    """Ends the paid subscription, now or at the end of the period; the tenant falls back to free. The end of the period
+    is that of the trial while that runs. Credits stay until they expire.
+    """
     PauseSubscription: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.PauseSubscriptionRequest, _subscriptions_pb2.PauseSubscriptionResponse]
-    """Stops charges and entitlements until resumed. Only active subscriptions can be paused."""
+    """Stops charges and entitlements until resumed. Only active subscriptions can be paused; one that is paused stays so."""
     ResumeSubscription: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.ResumeSubscriptionRequest, _subscriptions_pb2.ResumeSubscriptionResponse]
-    """Ends a pause. One that the customer began in a UPI app can be ended only there."""
+    """Ends a pause. One that the customer began in a UPI app can be ended only there: ERROR_REASON_PROVIDER_REFUSED."""
     BuyCredits: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.BuyCreditsRequest, _subscriptions_pb2.BuyCreditsResponse]
     """Begins the purchase of a credit pack. Credits arrive when the provider reports the captured payment."""
     BuyAddon: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.BuyAddonRequest, _subscriptions_pb2.BuyAddonResponse]
@@ -114,42 +122,50 @@ class SubscriptionsServiceServicer:
         request: _subscriptions_pb2.ChangePlanRequest,
         context: _aio.ServicerContext[_subscriptions_pb2.ChangePlanRequest, _abc.Awaitable[_subscriptions_pb2.ChangePlanResponse]],
     ) -> _abc.Awaitable[_subscriptions_pb2.ChangePlanResponse]:
-        """Changes the plan as quoted: an upgrade once its new subscription is paid, a downgrade at the end of the period."""
+        """Changes the plan as quoted: an upgrade once its new subscription is paid, a downgrade at the end of the period, if
+        the customer authorised its new mandate by then; otherwise free follows. Which it is, the monthly prices decide.
+        Only active and trialing subscriptions can be changed, and ended ones only followed: by a Checkout.
+        """
 
     def SwitchCycle(
         self,
         request: _subscriptions_pb2.SwitchCycleRequest,
         context: _aio.ServicerContext[_subscriptions_pb2.SwitchCycleRequest, _abc.Awaitable[_subscriptions_pb2.SwitchCycleResponse]],
     ) -> _abc.Awaitable[_subscriptions_pb2.SwitchCycleResponse]:
-        """Changes the cycle as quoted, keeping the plan."""
+        """Changes the cycle as quoted, keeping the plan: at the end of the period, as a downgrade."""
 
     def CancelPendingChange(
         self,
         request: _subscriptions_pb2.CancelPendingChangeRequest,
         context: _aio.ServicerContext[_subscriptions_pb2.CancelPendingChangeRequest, _abc.Awaitable[_subscriptions_pb2.CancelPendingChangeResponse]],
     ) -> _abc.Awaitable[_subscriptions_pb2.CancelPendingChangeResponse]:
-        """Undoes a change that has not happened yet: an unpaid upgrade or a scheduled downgrade or cancellation."""
+        """Undoes a change that has not happened yet: an unpaid upgrade or a scheduled downgrade or cancellation. A scheduled
+        end can be undone until the provider is told, two days before it; then with ERROR_REASON_WRONG_STATUS no more. An
+        upgrade that was paid in the same moment stays.
+        """
 
     def CancelSubscription(
         self,
         request: _subscriptions_pb2.CancelSubscriptionRequest,
         context: _aio.ServicerContext[_subscriptions_pb2.CancelSubscriptionRequest, _abc.Awaitable[_subscriptions_pb2.CancelSubscriptionResponse]],
     ) -> _abc.Awaitable[_subscriptions_pb2.CancelSubscriptionResponse]:
-        """Ends the paid subscription, now or at the end of the period; the tenant falls back to free."""
+        """Ends the paid subscription, now or at the end of the period; the tenant falls back to free. The end of the period
+        is that of the trial while that runs. Credits stay until they expire.
+        """
 
     def PauseSubscription(
         self,
         request: _subscriptions_pb2.PauseSubscriptionRequest,
         context: _aio.ServicerContext[_subscriptions_pb2.PauseSubscriptionRequest, _abc.Awaitable[_subscriptions_pb2.PauseSubscriptionResponse]],
     ) -> _abc.Awaitable[_subscriptions_pb2.PauseSubscriptionResponse]:
-        """Stops charges and entitlements until resumed. Only active subscriptions can be paused."""
+        """Stops charges and entitlements until resumed. Only active subscriptions can be paused; one that is paused stays so."""
 
     def ResumeSubscription(
         self,
         request: _subscriptions_pb2.ResumeSubscriptionRequest,
         context: _aio.ServicerContext[_subscriptions_pb2.ResumeSubscriptionRequest, _abc.Awaitable[_subscriptions_pb2.ResumeSubscriptionResponse]],
     ) -> _abc.Awaitable[_subscriptions_pb2.ResumeSubscriptionResponse]:
-        """Ends a pause. One that the customer began in a UPI app can be ended only there."""
+        """Ends a pause. One that the customer began in a UPI app can be ended only there: ERROR_REASON_PROVIDER_REFUSED."""
 
     def BuyCredits(
         self,
