@@ -12,6 +12,7 @@ import random
 import sys
 import time
 import traceback
+from collections import Counter
 
 from rich.console import Console
 from rich.progress import (
@@ -27,7 +28,7 @@ from rich.table import Table
 from tests.suite.running import RunningSuite
 from tests.year.checks.all import wrong_with
 from tests.year.days import Plan, Year
-from tests.year.evidence import gather
+from tests.year.evidence import gather, told_by
 from tests.year.place import Place, place_in, running_suite
 from tests.year.tally import Tally
 
@@ -63,12 +64,17 @@ def main() -> int:
     began = time.monotonic()
     try:
         with running_suite() as suite:
-            wrong, tally = asyncio.run(_live(suite, plan, console))
+            wrong, tally, counted = asyncio.run(_live(suite, plan, console))
     except Exception:
         traceback.print_exc()
         console.print(f"[red]✗ The year broke off.[/] Again: {repeat}", highlight=False)
         return 1
     _summary(console, tally)
+    for what, numbers in counted.items():
+        console.print(
+            f"{what}: " + ", ".join(f"{name} {number}" for name, number in numbers.most_common()),
+            highlight=False,
+        )
     for each in wrong[:SHOWN_MAX]:
         console.print(f"[red]✗[/] {each}", highlight=False, markup=True)
     if wrong:
@@ -88,14 +94,16 @@ def _number(name: str, default: int) -> int:
     return int(value)
 
 
-async def _live(suite: RunningSuite, plan: Plan, console: Console) -> tuple[list[str], Tally]:
+async def _live(
+    suite: RunningSuite, plan: Plan, console: Console
+) -> tuple[list[str], Tally, dict[str, Counter[str]]]:
     async with place_in(suite) as place:
         with _bar(console) as bar:
             task = bar.add_task("days", total=plan.days)
             year = Year(place, plan, progress=lambda day: _advance(console, bar, task, place, day))
             told = await year.run()
-        wrong = wrong_with(await gather(place, told))
-    return wrong, place.tally
+        evidence = await gather(place, told)
+    return wrong_with(evidence), place.tally, told_by(evidence)
 
 
 def _bar(console: Console) -> Progress:

@@ -16,7 +16,8 @@ from tests.year.place import Place
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 AT_ONCE = 6
 DAILY = ("reconcile", "settle_expired", "grant_due_credits", "escalation", "addon_renewals")
-WEEKLY = ("sync_provider", "audit_integrity", "cleanup", "webhook_health")
+WEEKLY = ("sync_provider", "audit_integrity")
+MONTHLY = ("cleanup", "webhook_health", "deliver_webhooks")
 QUIET_DAYS = 3
 SETTLING_ROUNDS = 8
 OPEN_TASKS = (
@@ -92,10 +93,11 @@ class Year:
             await place.control("POST", "faults", self.rng.choice(FAULTS))
         if await place.tick(**self._manners()):
             await place.drain()
-        await self._run_jobs(day, after_deaf=was_deaf and not deaf)
-        killing = asyncio.create_task(self._kill(day))
-        await asyncio.gather(*(self._let(customer, day) for customer in self.customers))
-        await killing
+        await asyncio.gather(
+            self._run_jobs(day, after_deaf=was_deaf and not deaf),
+            self._kill(day),
+            *(self._let(customer, day) for customer in self.customers),
+        )
         if faulty:
             await place.control("DELETE", "faults")
         await place.drain()
@@ -103,7 +105,7 @@ class Year:
             await self._look_for_doubles(day)
 
     async def _kill(self, day: int) -> None:
-        """kill -9 of subscriptions while customers are at it; the launcher starts it again."""
+        """kill -9 of subscriptions while customers and jobs are at it; the launcher starts it again."""
         if day in self._kill_days:
             await asyncio.sleep(self.rng.uniform(0.01, 0.2))
             self.place.suite.kill("subscriptions")
@@ -116,7 +118,9 @@ class Year:
         await self.place.run_jobs(*DAILY)
         if day % 7 == 6:
             await self.place.run_jobs(*WEEKLY)
-        elif after_deaf:
+        if day % 28 == 27:
+            await self.place.run_jobs(*MONTHLY)
+        if after_deaf and day % 7 != 6:
             await self.place.run_job("sync_provider")
 
     def _manners(self) -> dict[str, Any]:
@@ -149,7 +153,7 @@ class Year:
                 await customer.take_up()
             await place.tick()
             await place.drain()
-            await place.run_jobs(*DAILY, "deliver_webhooks", "sync_provider")
+            await place.run_jobs(*DAILY, "sync_provider")
         for _ in range(SETTLING_ROUNDS):
             (owed,) = await place.rows(OPEN_TASKS)
             if not owed["tasks"]:
@@ -157,5 +161,6 @@ class Year:
             place.move(HOUR * 6)
             await place.run_job("reconcile")
             await place.drain()
+        await place.run_jobs(*MONTHLY)
         self.told.sync = await place.run_job("sync_provider")
         self.told.audit = await place.run_job("audit_integrity")

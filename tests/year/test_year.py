@@ -256,6 +256,11 @@ TAMPERING: dict[str, tuple[str, Tampering]] = {
         "provider",
         alter("standings", "plan_id", lambda _: "business", plan_id="pro"),
     ),
+    "a tenant that differs": (
+        "diagnoses",
+        lambda evidence: evidence.diagnoses["tenant-000"].append("status"),
+    ),
+    "a tenant of whom nobody asked": ("diagnoses", lambda evidence: evidence.diagnoses.clear()),
     "an account that is not proven": ("proofs", with_an_unproven_account),
     "a finding": ("findings", with_a_finding),
     "a finding of nothing": ("findings", with_a_dispute_that_was_never_lost),

@@ -18,6 +18,7 @@ CHECKS: dict[str, Callable[[Evidence], Iterable[str]]] = {
     "entitlements": standing.entitlements,
     "one live": standing.one_live_subscription,
     "provider": standing.same_at_the_provider,
+    "diagnoses": standing.diagnoses,
     "proofs": books.ledger_proofs,
     "findings": books.findings,
     "tasks": books.tasks,

@@ -130,3 +130,11 @@ def _ours_at_provider(evidence: Evidence) -> Iterator[Row]:
     for each in evidence.provider["subscriptions"].values():
         if isinstance(each["notes"], dict) and "tenant_id" in each["notes"]:
             yield each
+
+
+def diagnoses(evidence: Evidence) -> Iterator[str]:
+    """DiagnoseTenant, asked of each tenant, finds no difference."""
+    for standing in evidence.tables["standings"]:
+        said = evidence.diagnoses.get(standing["tenant_id"], ["nobody asked"])
+        if said:
+            yield f"{standing['tenant_id']}: {'; '.join(said)}"

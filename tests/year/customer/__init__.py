@@ -21,6 +21,8 @@ ALWAYS = (
     (1, "remove_override"),
     (2, "refund_payment"),
     (2, "dispute"),
+    (1, "rebuild"),
+    (1, "say_who_pays"),
 )
 ON_FREE = ((26, "checkout"),)
 PAID = (
@@ -37,7 +39,7 @@ PAID = (
     (1, "customer_cancels"),
     (1, "checkout"),
 )
-PENDING = ((12, "cancel_pending_change"), (4, "complete_pending_change"))
+PENDING = ((2, "promote"), (12, "cancel_pending_change"), (4, "complete_pending_change"))
 PAUSED = ((22, "resume"), (2, "cancel_now"))
 PAST_DUE = ((18, "pay_what_failed"), (2, "cancel_now"), (2, "upgrade"))
 ADDONS = ((4, "cancel_addon"), (4, "resume_addon"))
@@ -55,11 +57,11 @@ class Customer(Changing, Spending, Operating):
             return
         if not self.provisioned:
             await self.provision()
+        await self.look()
         for _ in range(1 + (self.rng.random() < 0.3)):
             await self._one_thing()
 
     async def _one_thing(self) -> None:
-        await self.look()
         menu = [*ALWAYS]
         match self.standing:
             case "free":

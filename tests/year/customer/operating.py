@@ -8,6 +8,7 @@ from billing.ledger.v1 import ledger_admin_pb2 as ledger_admin_pb
 from billing.ledger.v1 import types_pb2 as types
 from billing.subscriptions.v1 import catalog_pb2
 from billing.subscriptions.v1 import subscriptions_admin_pb2 as admin_pb
+from billing.subscriptions.v1 import subscriptions_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.year.customer.person import Person
@@ -101,3 +102,31 @@ class Operating(Person):
         )
         if await self.ask(self.place.ledger_admin.AdjustCredits, request) is not None:
             self.place.tally.adjustments[self.tenant_id, request.idempotency_key] = credits
+
+    async def rebuild(self) -> None:
+        """Somebody doubts the limits; nothing must change by it."""
+        request = admin_pb.RebuildEntitlementsRequest(
+            tenant_id=self.tenant_id, idempotency_key=self.key("rebuild"), **BY
+        )
+        await self.ask(self.place.admin.RebuildEntitlements, request)
+
+    async def promote(self) -> None:
+        """Somebody believes that a change is paid; the provider decides."""
+        request = admin_pb.PromotePendingChangeRequest(
+            tenant_id=self.tenant_id, idempotency_key=self.key("promote"), **BY
+        )
+        await self.ask(self.place.admin.PromotePendingChange, request)
+
+    async def say_who_pays(self) -> None:
+        """Invoices from now on go to another address."""
+        request = pb.UpdateBillingInfoRequest(
+            tenant_id=self.tenant_id,
+            idempotency_key=self.key("info"),
+            billing_info=pb.BillingInfo(
+                company_name=f"Company {self.rng.randint(1, 9)}",
+                state_code=self.rng.choice(("27", "29", "07")),
+                city="Pune",
+                country="IN",
+            ),
+        )
+        await self.ask(self.place.product.UpdateBillingInfo, request)
