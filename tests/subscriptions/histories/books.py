@@ -282,7 +282,9 @@ class Books:
         last credit is decided by which came first; what they take together is not. What ended by itself is told to end
         by whom hears of that too late, which does no harm.
         """
-        told_to_end = {key.split(":")[1] for key in self.tasks if key.startswith(("cancel:", "drop:", "end:"))}
+        told_to_end = {
+            key.split(":")[1] for key in self.tasks if key.startswith(("cancel:", "drop:", "end:"))
+        }
         ended = {k.id for k in self.known.values() if k.ended}
         return {
             "row": self.row,

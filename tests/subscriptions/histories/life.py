@@ -144,17 +144,26 @@ class Life:
 
     # What a tenant begins here.
 
-    def checkout(self, plan: str, cycle: Cycle, *, trial: bool = False, count: int = 0, lost: bool = False) -> None:
+    def checkout(
+        self, plan: str, cycle: Cycle, *, trial: bool = False, count: int = 0, lost: bool = False
+    ) -> None:
         """A purchase from nothing, or of what follows something that ran out or did not get paid."""
         row, live = self.books.row, self.books.live
         if live is not None and not live.ended and row.status != "past_due":
             return
         first = replaces = None
-        if live is not None and row.status != "past_due" and row.ends_at and row.ends_at > self.now + timedelta(hours=1):
+        if (
+            live is not None
+            and row.status != "past_due"
+            and row.ends_at
+            and row.ends_at > self.now + timedelta(hours=1)
+        ):
             first, replaces = row.ends_at, live.id
         elif trial and not row.has_used_trial:
             first = self.now + PRO_TRIAL
-        self._purchase("checkout", plan, cycle, first=first, replaces=replaces, trial=trial, count=count, lost=lost)
+        self._purchase(
+            "checkout", plan, cycle, first=first, replaces=replaces, trial=trial, count=count, lost=lost
+        )
 
     def change(self, plan: str, cycle: Cycle) -> None:
         """ChangePlan, quoted and executed at one moment."""
@@ -308,7 +317,9 @@ class Life:
             inner = subscription.inner
             inner["cycles"] += 1
             entity["current_start"] = entity["current_end"]
-            entity["current_end"] = subscriptions.cycle_end(world, subscription, entity["start_at"], inner["cycles"])
+            entity["current_end"] = subscriptions.cycle_end(
+                world, subscription, entity["start_at"], inner["cycles"]
+            )
             amount = world.get("plan", entity["plan_id"]).entity["item"]["amount"]
             charges.bill(world, subscription, amount, [])
             _, _, payment = charges._collect(world, subscription, description="late")

@@ -43,7 +43,9 @@ STEPS = st.one_of(
     st.tuples(st.just("pack"), st.sampled_from(["small", "medium", "large"]), st.booleans(), st.booleans()),
 )
 MONEY_BACK = st.one_of(
-    st.tuples(st.just("refund there"), _which, _share, st.sampled_from(["process", "process", "fail", "leave"])),
+    st.tuples(
+        st.just("refund there"), _which, _share, st.sampled_from(["process", "process", "fail", "leave"])
+    ),
     st.tuples(st.just("refund here"), _which, _share),
     st.tuples(st.just("settle refund"), _which, st.booleans()),
     st.tuples(
@@ -55,10 +57,12 @@ MONEY_BACK = st.one_of(
     ),
     st.tuples(st.just("settle dispute"), _which, st.sampled_from(["lost", "won"])),
 )
+BOUGHT: list[Step] = [("checkout", "pro", "monthly", False, 0, False), ("pay", 0, "card")]
 BEGINNINGS = st.sampled_from([
-    [("checkout", "pro", "monthly", False, 0, False), ("pay", 0, "card")],
-    [("checkout", "starter", "monthly", False, 0, True), ("pay", 0, "card"), ("change", "pro", "monthly"), ("pay", 1, "upi")],
-    [("checkout", "pro", "monthly", False, 0, False), ("pay", 0, "card"), ("wait", 144), ("change", "starter", "monthly"), ("authenticate", 1, 0)],
+    BOUGHT,
+    [("checkout", "starter", "monthly", False, 0, True), ("pay", 0, "card"), ("change", "pro", "monthly"), ("pay", 0, "upi")],
+    [*BOUGHT, ("change", "business", "monthly"), ("pay", 0, "upi")],
+    [*BOUGHT, ("wait", 144), ("change", "starter", "monthly"), ("authenticate", 0, 0), ("pay", 0, "card")],
     [("checkout", "pro", "monthly", True, 0, False), ("authenticate", 0, 500)],
     [("checkout", "business", "yearly", False, 2, False), ("pay", 0, "card")],
     [("pack", "medium", True, True)],
@@ -135,9 +139,7 @@ def _dispute(life: Life, which: int, share: float, phase: str, outcomes: tuple[s
     amount = int(life.books.payments[payment_id].amount_paise * share)
     opened: list[str] = []
     request = {"amount": amount, "phase": phase}
-    life.happen(
-        lambda world: opened.append(disputes.open_dispute(world, payment_id, request).entity["id"])
-    )
+    life.happen(lambda world: opened.append(disputes.open_dispute(world, payment_id, request).entity["id"]))
     for outcome in outcomes:
         life.happen(lambda world, o=outcome: disputes.settle(world, opened[0], o))
 
@@ -157,7 +159,9 @@ _ACTS: dict[str, Callable[..., Any]] = {
     "fail": _on_subscription(Life.fail),
     "fail until halted": _on_subscription(_fail_until_halted),
     "authenticate": _on_subscription(Life.authenticate),
-    "pause": _on_subscription(lambda life, s: life.happen(lambda w: subscriptions.pause(w, s, by="customer"))),
+    "pause": _on_subscription(
+        lambda life, s: life.happen(lambda w: subscriptions.pause(w, s, by="customer"))
+    ),
     "resume": _on_subscription(
         lambda life, s: life.happen(lambda w: subscriptions.resume(w, s, by="customer"))
     ),
