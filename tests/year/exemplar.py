@@ -13,7 +13,7 @@ from billing.subscriptions.v1 import subscriptions_pb2 as pb
 
 from tests.year.customer import Customer
 
-BY = {"actor": "support", "reason": "as it is written"}
+ACTOR, REASON = "support", "as it is written"
 
 
 class Exemplar(Customer):
@@ -83,7 +83,8 @@ class Exemplar(Customer):
             idempotency_key="posts",
             service_code="blog",
             limit=catalog_pb2.Limit(key="posts", value=77),
-            **BY,
+            actor=ACTOR,
+            reason=REASON,
         )
         await self.place.admin.SetOverride(override)
 
@@ -93,7 +94,8 @@ class Exemplar(Customer):
             idempotency_key="some",
             payment_id=self.payments["pack"],
             amount_paise=66_400,
-            **BY,
+            actor=ACTOR,
+            reason=REASON,
         )
         await self.place.admin.RefundPayment(refund)
         told = await self.place.act(f"payments/{self.payments['pack']}/dispute", amount=20_000) or []

@@ -64,7 +64,8 @@ class Tally:
             except Internal as error:
                 raise Unexpected(f"{who}: {name} answered INTERNAL: {error.message}") from error
             except BillingError as error:
-                return self._refused(name, error, who, request)
+                self._refused(name, error, who, request)
+                return None
             else:
                 self.answers[name] += 1
                 self.spent_seconds[name] += time.monotonic() - began

@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.year.customer.person import Person
 
-BY = {"actor": "support", "reason": "the customer wrote to us"}
+ACTOR, REASON = "support", "the customer wrote to us"
 REFUNDABLE = """
 SELECT id, amount_paise - amount_refunded_paise AS left_paise FROM subscriptions.payments
 WHERE tenant_id = %s ORDER BY received_at DESC, id LIMIT 6"""
@@ -36,7 +36,11 @@ class Operating(Person):
             return
         payment = self.rng.choice(payments)
         request = admin_pb.RefundPaymentRequest(
-            tenant_id=self.tenant_id, idempotency_key=self.key("refund"), payment_id=payment["id"], **BY
+            tenant_id=self.tenant_id,
+            idempotency_key=self.key("refund"),
+            payment_id=payment["id"],
+            actor=ACTOR,
+            reason=REASON,
         )
         if self.rng.random() < 0.6:
             request.amount_paise = self.rng.randint(100, max(100, payment["left_paise"]))
@@ -68,7 +72,8 @@ class Operating(Person):
             idempotency_key=self.key("override"),
             service_code=service,
             limit=catalog_pb2.Limit(key=key, value=self.rng.randint(0, 200)),
-            **BY,
+            actor=ACTOR,
+            reason=REASON,
         )
         if self.rng.random() < 0.7:
             ends_at = Timestamp()
@@ -84,7 +89,8 @@ class Operating(Person):
                 tenant_id=self.tenant_id,
                 idempotency_key=self.key("remove"),
                 override_id=self.rng.choice(found)["id"],
-                **BY,
+                actor=ACTOR,
+                reason=REASON,
             )
             await self.ask(self.place.admin.RemoveOverride, request)
 
@@ -106,14 +112,14 @@ class Operating(Person):
     async def rebuild(self) -> None:
         """Somebody doubts the limits; nothing must change by it."""
         request = admin_pb.RebuildEntitlementsRequest(
-            tenant_id=self.tenant_id, idempotency_key=self.key("rebuild"), **BY
+            tenant_id=self.tenant_id, idempotency_key=self.key("rebuild"), actor=ACTOR, reason=REASON
         )
         await self.ask(self.place.admin.RebuildEntitlements, request)
 
     async def promote(self) -> None:
         """Somebody believes that a change is paid; the provider decides."""
         request = admin_pb.PromotePendingChangeRequest(
-            tenant_id=self.tenant_id, idempotency_key=self.key("promote"), **BY
+            tenant_id=self.tenant_id, idempotency_key=self.key("promote"), actor=ACTOR, reason=REASON
         )
         await self.ask(self.place.admin.PromotePendingChange, request)
 
