@@ -1,35 +1,18 @@
 """What gets lost between us and the provider is found again, and made once."""
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import httpx
 import pytest
-from billing.subscriptions.v1 import catalog_pb2, subscriptions_pb2_grpc
 from billing.subscriptions.v1 import subscriptions_pb2 as pb
-from pydantic import SecretStr
 
 from services.subscriptions.actions.catalog import apply_catalog
-from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.rules.signatures import order_signature, subscription_signature
-from shared.database import transaction
 from shared.errors import Aborted, BillingError, FailedPrecondition, PermissionDenied, Unavailable
-from shared.rpc.client import open_channel
-from tests.conftest import Database
-from tests.ledger.conftest import SECRETS
-from tests.sandbox.running import KEY_ID, KEY_SECRET, free_port
+from tests.sandbox.running import KEY_SECRET
 from tests.subscriptions.builders import CATALOG
 from tests.subscriptions.conftest import Room
-from tests.subscriptions.test_process import ROOT, environment
 
 
 def at_provider(room: Room, tenant: str) -> list[dict]:
@@ -324,103 +307,6 @@ async def test_a_payment_of_another_order_pays_nothing_here(room: Room, tenant: 
 
     assert refused.value.reason == "PAYMENT_MISMATCH"
     assert (await room.balance(tenant))["permanent"] == 0
-
-
-@contextmanager
-def holding_back_answers(room: Room) -> Iterator[str]:
-    """A wire to the sandbox that carries every request and never the answer to a new subscription."""
-    released = threading.Event()
-
-    class Wire(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.carry("GET", b"")
-
-        def do_POST(self) -> None:
-            self.carry("POST", self.rfile.read(int(self.headers["Content-Length"])))
-
-        def carry(self, method: str, body: bytes) -> None:
-            headers = {
-                name: self.headers[name] for name in ("Authorization", "Content-Type") if name in self.headers
-            }
-            answer = httpx.request(
-                method, f"{room.sandbox.url}{self.path}", content=body, headers=headers, trust_env=False
-            )
-            if (method, self.path) == ("POST", "/v1/subscriptions"):
-                released.wait(20)
-                return
-            self.send_response(answer.status_code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(answer.content)))
-            self.end_headers()
-            self.wfile.write(answer.content)
-
-        def log_message(self, *_: object) -> None:
-            """Quiet."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Wire) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        released.set()
-        server.shutdown()
-        thread.join()
-
-
-def a_process(**told: str) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-m", "services.subscriptions"], cwd=ROOT, env=told)
-
-
-async def test_kill_between_the_providers_answer_and_ours_leaves_one_object(
-    room: Room, database: Database, tenant: str
-) -> None:
-    await room.provision(tenant)
-    port = free_port()
-    request = pb.CheckoutRequest(
-        tenant_id=tenant, idempotency_key="buy", plan_code="pro", cycle=catalog_pb2.BILLING_CYCLE_MONTHLY
-    )
-    with holding_back_answers(room) as provider:
-        process = a_process(
-            **environment(
-                database,
-                SUBSCRIPTIONS_LISTEN=f"127.0.0.1:{port}",
-                LEDGER_ADDRESS=room.ledger.address,
-                RAZORPAY_KEY_ID=KEY_ID,
-                RAZORPAY_KEY_SECRET=KEY_SECRET,
-                RAZORPAY_API_URL=provider,
-            )
-        )
-        try:
-            async with open_channel(f"127.0.0.1:{port}", SecretStr(SECRETS["gateway_secret"])) as channel:
-                await asyncio.wait_for(channel.channel_ready(), 20)
-                stub = subscriptions_pb2_grpc.SubscriptionsServiceStub(channel)
-                call = asyncio.ensure_future(stub.Checkout(request))
-                while not await asyncio.to_thread(at_provider, room, tenant):
-                    await asyncio.sleep(0.02)
-                os.kill(process.pid, signal.SIGKILL)
-                [killed] = await asyncio.gather(call, return_exceptions=True)
-        finally:
-            process.kill()
-            process.wait()
-
-    assert isinstance(killed, BillingError)
-    assert not killed.definite
-    [intent] = room.rows("SELECT provider_subscription_id FROM checkout_intents WHERE tenant_id = %s", tenant)
-    assert intent["provider_subscription_id"] is None
-    room.change("UPDATE checkout_intents SET locked_until = now() WHERE tenant_id = %s", tenant)
-    begun = await room.checkout(tenant)
-    [only] = at_provider(room, tenant)
-    assert begun.checkout.subscription_id == only["id"]
-
-
-async def test_no_door_out_opens_inside_a_transaction(room: Room, tenant: str) -> None:
-    async with (
-        open_channel(room.ledger.address, SecretStr(SECRETS["room_secret"])) as channel,
-        transaction(room.engine),
-    ):
-        with pytest.raises(AssertionError, match="Razorpay inside a transaction"):
-            await room.razorpay.fetch_subscription("sub_00000000000000")
-        with pytest.raises(AssertionError, match="GetBalance inside a transaction"):
-            await Ledger(channel).get_wallet(tenant)
 
 
 async def test_only_ids_reach_the_providers_paths(room: Room) -> None:
