@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from billing.ledger.v1 import ledger_pb2
 from billing.subscriptions.v1 import catalog_pb2 as pb
 
 from services.subscriptions.actions import catalog as actions
@@ -106,3 +107,25 @@ async def test_every_list_comes_in_pages(room: Room) -> None:
     with pytest.raises(InvalidArgument) as refused:
         await room.catalog.ListPlans(pb.ListPlansRequest(page_token="next"))
     assert refused.value.reason == "PAGE_TOKEN_INVALID"
+
+
+async def test_a_new_catalogue_reaches_those_who_have_the_plan(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    before = (await room.current(tenant)).entitlements_version
+    free = CATALOG.plans["free"]
+    roomier = replace(free, limits={**free.limits, "blog.posts": 11})
+
+    async with restored(room):
+        wanted = replace(CATALOG, plans={**CATALOG.plans, "free": roomier})
+        await actions.apply_catalog(room.engine, wanted, actor="tests", dry_run=False)
+        while (await room.current(tenant)).entitlements_version == before:
+            await room.reconcile()
+        await room.reconcile()
+
+    current = await room.current(tenant)
+    checked = await room.ledger.service.CheckLimit(
+        ledger_pb2.CheckLimitRequest(tenant_id=tenant, limit_key="blog.posts", requested=1, current_usage=10)
+    )
+    usage = {f"{each.service_code}.{each.limit.key}": each.limit.value for each in current.usage}
+    assert (usage["blog.posts"], current.entitlements_version) == (11, before + 1)
+    assert (checked.decision.allowed, checked.decision.limit) == (True, 11)

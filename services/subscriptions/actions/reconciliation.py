@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.subscriptions.actions.overrides import lapse_overrides
 from services.subscriptions.actions.performing import Performer
-from services.subscriptions.actions.scheduled import settle_due
+from services.subscriptions.actions.scheduled import follow_catalog, settle_due
 from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.errors import TaskCompleted, UnknownTask
@@ -44,6 +44,7 @@ DEFAULT_MAX = 2_000
 # Less than the job's deadline, so that a run that meets a hanging neighbour still says what it did.
 RUN_SECONDS = 180.0
 ALERTS_MAX = 50
+REBUILT_AT_ONCE = 500
 COMPLETED_KEPT = timedelta(days=90)
 KEYS_KEPT = timedelta(days=90)
 DELETED_AT_MOST = 10_000
@@ -127,6 +128,7 @@ class Reconciler:
         if not dry_run:
             await settle_due(self._engine, now=self._clock(), policy=self._policy, limit=limit)
             await lapse_overrides(self._engine, now=self._clock(), limit=limit)
+            await follow_catalog(self._engine, now=self._clock(), limit=REBUILT_AT_ONCE)
         while not dry_run and (left := limit - sum(counts.values())) > 0 and time.monotonic() < ends_at:
             claimed = await self._claim(min(left, AT_ONCE))
             if not claimed:

@@ -5,8 +5,10 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.subscriptions.actions import standing
+from services.subscriptions.errors import UnknownPlan
 from services.subscriptions.rules import scheduled, tasks
 from services.subscriptions.rules.policy import Policy
+from services.subscriptions.store import catalog as catalog_store
 from services.subscriptions.store import subscriptions as store
 from services.subscriptions.store import tasks as task_store
 from shared import logs
@@ -42,3 +44,18 @@ async def _settle(engine: AsyncEngine, tenant_id: str, now: datetime, policy: Po
         await standing.settle(
             db, row, now, policy, actor_type="system", actor_id="time", reason="its time has come"
         )
+
+
+async def follow_catalog(engine: AsyncEngine, *, now: datetime, limit: int) -> None:
+    """Build the entitlements of tenants that still have those of an earlier catalogue; a few of many at a time."""
+    async with transaction(engine) as db:
+        catalog = await catalog_store.read_catalog(db, with_retired=True)
+        tenants = await store.list_outdated(db, catalog.version, limit=limit)
+    for tenant_id in tenants:
+        try:
+            async with transaction(engine) as db:
+                await standing.rebuild(db, await store.lock_subscription(db, tenant_id), now)
+        except UnknownPlan:
+            # Its plan_id was written by hand; the audit tells, and the next catalogue may know the plan.
+            async with transaction(engine) as db:
+                await store.save_catalog_version(db, tenant_id, catalog.version)

@@ -84,9 +84,11 @@ async def rebuild(db: AsyncConnection, row: Subscription, now: datetime, *, forc
         now,
     )
     if not force and services == await store.read_entitlements(db, row.tenant_id):
+        if row.catalog_version != catalog.version:
+            await store.save_catalog_version(db, row.tenant_id, catalog.version)
         return Rebuilt(row.entitlements_version, services, None)
     version = row.entitlements_version + 1
-    await store.save_entitlements(db, row.tenant_id, version, services)
+    await store.save_entitlements(db, row.tenant_id, version, services, catalog_version=catalog.version)
     task = tasks.push_entitlements(row.tenant_id, version, row.entitling_plan_id, services)
     return Rebuilt(version, services, await task_store.insert_task(db, task, now))
 

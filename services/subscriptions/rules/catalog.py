@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from services.subscriptions.rules.amounts import gst_on, with_gst, yearly_discount_pct
@@ -121,7 +122,7 @@ class Catalog:
         """The whole catalogue as plain values."""
         return asdict(self)
 
-    @property
+    @cached_property
     def version(self) -> str:
         """Names this content: equal catalogues have equal versions."""
         canonical = json.dumps(self.as_json(), sort_keys=True, separators=(",", ":"))

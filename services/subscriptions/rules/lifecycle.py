@@ -47,6 +47,8 @@ class Subscription:
     pending_effective_at: datetime | None = None
     past_due_since: datetime | None = None
     entitlements_version: int = 0
+    # The catalogue that the entitlements were built from; empty: none yet.
+    catalog_version: str = ""
 
     @property
     def entitling_plan_id(self) -> str:

@@ -111,14 +111,44 @@ async def read_entitlements(db: AsyncConnection, tenant_id: str) -> tuple[Servic
     return from_json(stored or [])
 
 
+async def list_outdated(db: AsyncConnection, catalog_version: str, *, limit: int) -> list[str]:
+    """Tenants whose entitlements were built from another catalogue."""
+    table = tables.subscriptions
+    rows = await db.execute(
+        select(table.c.tenant_id)
+        .where(or_(table.c.catalog_version < catalog_version, table.c.catalog_version > catalog_version))
+        .limit(limit)
+    )
+    return [row.tenant_id for row in rows]
+
+
+async def save_catalog_version(db: AsyncConnection, tenant_id: str, catalog_version: str) -> None:
+    """Say that what was built before is what this catalogue makes, too."""
+    await db.execute(
+        update(tables.subscriptions)
+        .where(tables.subscriptions.c.tenant_id == tenant_id)
+        .values(catalog_version=catalog_version)
+    )
+
+
 async def save_entitlements(
-    db: AsyncConnection, tenant_id: str, version: int, services: Sequence[ServiceEntitlement]
+    db: AsyncConnection,
+    tenant_id: str,
+    version: int,
+    services: Sequence[ServiceEntitlement],
+    *,
+    catalog_version: str,
 ) -> None:
     """Write what was built under its version."""
     await db.execute(
         update(tables.subscriptions)
         .where(tables.subscriptions.c.tenant_id == tenant_id)
-        .values(entitlements_version=version, entitlements=as_json(services), updated_at=func.now())
+        .values(
+            entitlements_version=version,
+            entitlements=as_json(services),
+            catalog_version=catalog_version,
+            updated_at=func.now(),
+        )
     )
 
 

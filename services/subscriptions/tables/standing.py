@@ -37,6 +37,7 @@ subscriptions = Table(
     Column("pending_kind", Text),
     Column("pending_since", MOMENT),
     Column("pending_effective_at", MOMENT),
+    Column("catalog_version", Text, nullable=False, server_default=text("''")),
     Column("past_due_since", MOMENT),
     Column("entitlements_version", BigInteger, nullable=False, server_default=text("0")),
     Column("entitlements", JSONB, nullable=False, server_default=text("'[]'")),
@@ -52,6 +53,7 @@ Index(
     subscriptions.c.past_due_since,
     postgresql_where=text("past_due_since IS NOT NULL"),
 )
+Index("subscriptions_catalog", subscriptions.c.catalog_version)
 Index(
     "subscriptions_ending",
     subscriptions.c.current_period_end,

@@ -7,7 +7,10 @@ down_revision = "0001"
 
 STANDING = """
 -- When the pending change takes effect; null: once paid.
-ALTER TABLE subscriptions ADD COLUMN pending_effective_at timestamptz;
+ALTER TABLE subscriptions
+    ADD COLUMN pending_effective_at timestamptz,
+    ADD COLUMN catalog_version text NOT NULL DEFAULT '';  -- the catalogue that the entitlements were built from
+CREATE INDEX subscriptions_catalog ON subscriptions (catalog_version);
 CREATE INDEX subscriptions_ending ON subscriptions (current_period_end) WHERE cancel_at_period_end;
 CREATE INDEX subscriptions_pending_effective ON subscriptions (pending_effective_at)
     WHERE pending_effective_at IS NOT NULL;
@@ -118,6 +121,7 @@ CREATE INDEX billing_notifications_recent ON billing_notifications (created_at, 
 
 GRANTS = """
 GRANT UPDATE (pending_effective_at) ON subscriptions TO subscriptions_rw, billing_operator;
+GRANT UPDATE (catalog_version) ON subscriptions TO subscriptions_rw;
 GRANT UPDATE (starts_at, started_at, paid_until, authorised, end_requested_at, released_by)
     ON provider_subscriptions TO subscriptions_rw;
 GRANT UPDATE (paused_at, charge_credits, charge_key) ON tenant_addons TO subscriptions_rw;
