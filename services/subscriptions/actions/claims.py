@@ -68,17 +68,25 @@ async def give_back_unused(
     """Owe what subscriptions that were taken over had paid for the time after: money, and the credits it bought."""
     if policy.upgrade_refund == "none":
         return
-    taken_over = {k.id: taker for k in known if (taker := lifecycle.taker(k, known)) is not None}
+    taken_over = {
+        k.id: taker
+        for k in known
+        if (taker := lifecycle.taker(k, known)) is not None and not claims.was_forfeited(k, taker)
+    }
     if not taken_over:
         return
+    intents = {
+        taker.intent_id: await purchases.find_intent(db, taker.intent_id) for taker in taken_over.values()
+    }
     for payment in await store.list_payments(db, list(taken_over)):
         taker = taken_over[payment.razorpay_subscription_id or ""]
-        intent = await purchases.find_intent(db, taker.intent_id)
+        intent = intents[taker.intent_id]
         since = taker.started_at or taker.purchased_at
         if intent is not None and intent.quoted_at is not None and intent.quoted_payment_id == payment.id:
             since = intent.quoted_at  # what was quoted is what is done
-        await store.lock_payment(db, payment.id)
-        await _give_back(db, tenant_id, payment, taker.intent_id, since, now, policy)
+        if payment.period_end is not None and payment.period_end > since:  # most are long over
+            await store.lock_payment(db, payment.id)
+            await _give_back(db, tenant_id, payment, taker.intent_id, since, now, policy)
 
 
 async def _give_back(

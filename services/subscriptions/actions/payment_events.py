@@ -103,7 +103,7 @@ async def apply_event(
                 "this idempotency key was used for another body", field="event.body_sha256"
             )
         return Applied("duplicate", reason, tenant_id)
-    decision = funding.decide(event, await _situation(db, event, subject, mode))
+    decision = funding.decide(event, await _situation(db, event, subject, row, mode))
     await _write(db, event, decision, subject, now)
     if row is not None and (decision.subscription is not None or decision.payment is not None):
         begun = None
@@ -214,7 +214,9 @@ async def _purchase(db: AsyncConnection, event: PaymentEvent) -> PackPurchase | 
     return begun if begun is not None and begun.provider_order_id is None else None
 
 
-async def _situation(db: AsyncConnection, event: PaymentEvent, subject: _Subject, mode: str) -> Situation:
+async def _situation(
+    db: AsyncConnection, event: PaymentEvent, subject: _Subject, row: Subscription | None, mode: str
+) -> Situation:
     plan = refund = dispute = None
     if subject.known is not None:
         catalog = await catalog_store.read_catalog(db, with_retired=True)
@@ -236,6 +238,7 @@ async def _situation(db: AsyncConnection, event: PaymentEvent, subject: _Subject
         subscription=subject.known,
         plan=plan,
         purchase=subject.purchase,
+        trial_used=row is not None and row.has_used_trial,
         payment_known=bool(payment_id and await store.find_payment_tenant(db, payment_id)),
         refund=refund,
         dispute=dispute,

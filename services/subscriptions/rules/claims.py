@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+from services.subscriptions.rules.fence import KnownSubscription
+
 PROVIDER = "razorpay"
 Cause = Literal["refund", "dispute", "proration"]
 
@@ -103,6 +105,11 @@ class Paid:
 
 SMALLEST_REFUND_PAISE = 100
 REFUND_WINDOW = timedelta(days=180)
+
+
+def was_forfeited(ended: KnownSubscription, taker: KnownSubscription) -> bool:
+    """Whether we had ended a subscription before the one that took its place was begun: that gives nothing back."""
+    return ended.released and ended.released_at is not None and ended.released_at <= taker.purchased_at
 
 
 def unused_paise(paid: Paid, since: datetime) -> int:

@@ -120,6 +120,8 @@ class Situation:
     subscription: KnownSubscription | None = None
     plan: Plan | None = None
     purchase: PackPurchase | None = None
+    # The tenant has had the free days that it may have once.
+    trial_used: bool = False
     # The payment of the event is in our mirror already, by whichever event came first.
     payment_known: bool = False
     # What we hold of the refund or dispute of the event.
@@ -183,7 +185,9 @@ def _snapshot(event: PaymentEvent, situation: Situation) -> Decision:
     merged, verdict = fence.merge(situation.subscription, event.subscription, event.observed_at)
     fetch = fence.ambiguous(situation.subscription, event.subscription, event.observed_at)
     if verdict is Verdict.NEWS:
-        trial = _trial_grant(merged, situation.plan, event.received_at)
+        # Several may have been begun, and authorised, before we heard of the first.
+        plan = None if situation.trial_used else situation.plan
+        trial = _trial_grant(merged, plan, event.received_at)
         reason = "trial_began" if trial else "subscription_updated"
         return Decision("applied", reason, merged, grant=trial, fetch=fetch)
     outcome: Outcome = "superseded" if verdict is Verdict.OLDER else "ignored"

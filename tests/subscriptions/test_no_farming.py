@@ -1,0 +1,40 @@
+"""Nobody gets credits for money that comes back, however plans are ended, begun and changed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.ledger.conftest import Travel
+from tests.subscriptions.conftest import Room
+from tests.subscriptions.life import Life
+
+
+@pytest.mark.parametrize("after", ["starter", "business"])
+async def test_what_was_ended_at_once_is_not_given_back_by_what_is_bought_after_it(
+    room: Room, tenant: str, travel: Travel, after: str
+) -> None:
+    life = Life(room, tenant, travel)
+    await life.subscribe("pro", "yearly")
+    await life.spend(await life.credits())
+    await life.pass_time(days=1)
+    await life.cancel()
+
+    await life.buy(after, key="again")
+
+    assert life.refunds() == []
+    await life.assert_stands(after)
+
+
+async def test_trial_credits_come_once_however_many_trials_were_begun_before_we_heard(
+    room: Room, tenant: str, travel: Travel
+) -> None:
+    life = Life(room, tenant, travel)
+    await room.provision(tenant)
+    first = await room.checkout(tenant, trial=True, key="first")
+    told = room.sandbox.act(f"subscriptions/{first.checkout.subscription_id}/authenticate", method="card")
+    await life.buy(trial=True, key="second")
+
+    await life.tell(told)
+
+    granted = room.rows("SELECT kind FROM credit_grants WHERE tenant_id = %s AND kind = 'trial'", tenant)
+    assert len(granted) == 1
