@@ -350,6 +350,12 @@ async def test_a_renewal_that_slips_in_before_a_scheduled_end_is_the_last(
     await life.pass_time(hours=5)
 
     renewal = life.payments()[-1]
+    [told] = room.rows(
+        "SELECT severity, observed FROM billing_integrity_reports"
+        " WHERE tenant_id = %s AND check_type = 'charged_after_scheduled_end'",
+        tenant,
+    )
+    assert (told["severity"], told["observed"]["paymentId"]) == ("critical", renewal["id"])
     await life.assert_stands(
         "pro",
         cancel_at_period_end=True,

@@ -106,6 +106,9 @@ async def apply_event(
     decision = funding.decide(event, await _situation(db, event, subject, row, mode))
     await _write(db, event, decision, subject, now)
     if row is not None and (decision.subscription is not None or decision.payment is not None):
+        slipped = funding.slipped_in(row, decision)
+        if slipped is not None:
+            await _open_finding(db, slipped, row.tenant_id)
         begun = None
         if subject.intent is not None and decision.subscription is not None:
             begun = purchase_rules.begun(row, subject.intent, decision.subscription.id)

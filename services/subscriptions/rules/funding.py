@@ -13,6 +13,7 @@ from services.subscriptions.rules.amounts import format_inr
 from services.subscriptions.rules.catalog import Plan
 from services.subscriptions.rules.events import PaymentEvent, ProviderPayment, ProviderSubscription
 from services.subscriptions.rules.fence import KnownSubscription, Verdict
+from services.subscriptions.rules.lifecycle import Subscription
 from services.subscriptions.rules.periods import paid_period
 from services.subscriptions.rules.purchases import PackPurchase
 
@@ -329,6 +330,17 @@ def _one_time_payment(event: PaymentEvent, situation: Situation) -> Decision:
             description=f"Credit pack {purchase.pack_id}, paid {format_inr(payment.amount_paise)}",
         ),
     )
+
+
+def slipped_in(row: Subscription, decision: Decision) -> Finding | None:
+    """A charge for time after an end that the customer had scheduled: the provider was not told in time."""
+    paid, ends_at = decision.payment, row.ends_at
+    if paid is None or paid.period_start is None or ends_at is None or not row.cancel_at_period_end:
+        return None
+    if paid.razorpay_subscription_id != row.razorpay_subscription_id or paid.period_start < ends_at:
+        return None
+    observed = {"paymentId": paid.id, "razorpaySubscriptionId": row.razorpay_subscription_id}
+    return Finding("charged_after_scheduled_end", "critical", observed | {"endedAt": ends_at.isoformat()})
 
 
 _REFUND_RANK = ("pending", "failed", "processed")
