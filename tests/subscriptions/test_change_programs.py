@@ -51,6 +51,10 @@ class Program:
             self.complete,
             self.complete,
             self.checkout,
+            self.checkout,
+            self.wait,
+            self.wait,
+            self.wait,
             self.wait,
             self.wait,
             self.undo,
@@ -75,6 +79,9 @@ class Program:
             self.life.room.sandbox.set("faults", method="POST", path="/v1", **fault)
             self.told[-1] += f" {fault}"
         await what()
+        if self.life.row()["razorpay_subscription_id"] is None:  # lives on free are short of events
+            await self.checkout()
+            await self.complete()
 
     async def ask(self, call: Callable[[], Awaitable[Any]]) -> None:
         for _ in range(3):
@@ -89,7 +96,7 @@ class Program:
                 return
 
     async def change(self) -> None:
-        plan = self.dice.choice(["starter", "pro", "business", "free"])
+        plan = self.dice.choices(["starter", "pro", "business", "free"], [3, 3, 3, 1])[0]
         cycle, key = self.dice.choice(["monthly", "monthly", "yearly"]), self.key()
         await self.ask(lambda: self.life.change(plan, cycle, key=key))
 
@@ -118,7 +125,7 @@ class Program:
         living = [each for each, status in self.life.at_provider().items() if status == "active"]
         if living and self.dice.random() < 0.3:
             self.life.room.sandbox.act(f"subscriptions/{living[0]}/outcomes", outcomes=["fail", "fail"])
-        for _ in range(self.dice.randint(1, 16)):
+        for _ in range(self.dice.randint(4, 24)):
             await self.life.pass_time(hours=self.dice.choice([6, 24, 40]))
 
     async def undo(self) -> None:
@@ -126,7 +133,7 @@ class Program:
         await self.ask(lambda: self.life.undo(key))
 
     async def cancel(self) -> None:
-        mode, key = self.dice.choice(["now", "at_period_end", "at_period_end"]), self.key()
+        mode, key = self.dice.choices(["now", "at_period_end"], [1, 4])[0], self.key()
         await self.ask(lambda: self.life.cancel(mode, key=key))
 
     async def pause(self) -> None:
