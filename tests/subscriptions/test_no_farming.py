@@ -6,7 +6,7 @@ import pytest
 
 from tests.ledger.conftest import Travel
 from tests.subscriptions.conftest import Room
-from tests.subscriptions.life import Life
+from tests.subscriptions.life import Life, refused
 
 
 @pytest.mark.parametrize("after", ["starter", "business"])
@@ -38,3 +38,23 @@ async def test_trial_credits_come_once_however_many_trials_were_begun_before_we_
 
     granted = room.rows("SELECT kind FROM credit_grants WHERE tenant_id = %s AND kind = 'trial'", tenant)
     assert len(granted) == 1
+
+
+async def test_a_change_that_the_provider_was_not_asked_for_in_time_is_asked_for_anew(
+    room: Room, tenant: str, travel: Travel
+) -> None:
+    life = Life(room, tenant, travel)
+    await life.subscribe("starter")
+    room.sandbox.set("faults", kind="status", status=503, method="POST", path="/v1/subscriptions", exact=True)
+    async with refused("PROVIDER_UNAVAILABLE"):
+        await life.change("pro")
+    await life.pass_time(days=20)
+
+    async with refused("QUOTE_STALE", cause="expired"):
+        await life.change("pro")
+
+    begun = await life.change("pro", key="anew")
+    await life.act(begun.checkout.subscription_id, "pay", method="card")
+    [refund] = life.refunds()
+    assert refund["amount_paise"] < 58_882 * 12 // 30
+    await life.assert_stands("pro")

@@ -15,8 +15,10 @@ from services.subscriptions.errors import (
     CheckoutClosed,
     Conflict,
     ProviderBusy,
+    ProviderNotConfigured,
     ProviderRefused,
     ProviderUnavailable,
+    QuoteStale,
     UnknownPlan,
 )
 from services.subscriptions.rules import fence, purchases, tasks
@@ -93,7 +95,7 @@ async def resume(
         raise
     except Exception as error:
         # Only a definite answer says that nothing was made.
-        nothing_made = isinstance(error, ProviderRefused | ProviderBusy)
+        nothing_made = isinstance(error, ProviderRefused | ProviderBusy | ProviderNotConfigured)
         async with transaction(engine) as db:
             await purchase_store.release_intent(db, intent.id, forget_attempt=nothing_made)
         raise
@@ -120,6 +122,12 @@ async def _at_provider(
                 "the provider did not say whether it made the subscription, and its lists lag by minutes: "
                 f"repeat with the same key after {(intent.attempted_at + LIST_LAG).isoformat(timespec='seconds')}"
             )
+    # What a change gives back is counted from its quote: begun days later it would give back what was used.
+    if intent.quoted_at is not None and clock() > intent.quoted_at + policy.change_valid:
+        raise QuoteStale(
+            "the provider could not be asked while the quote was valid: ask for the change anew, with a new key",
+            cause="expired",
+        )
     # The price is the one that the customer was told, whatever the catalogue says by now.
     provider_plan_id = intent.provider_plan_id or await ensure_provider_plan(
         engine, razorpay, plan, intent.billing_cycle, total_paise=intent.total_paise

@@ -42,7 +42,7 @@ _PERIOD = {"monthly": "monthly", "yearly": "yearly"}
 
 
 class Razorpay:
-    """One merchant account. Without keys every call refuses with ProviderNotConfigured."""
+    """One merchant account. Without keys that it accepts every call refuses with ProviderNotConfigured."""
 
     def __init__(self, *, api_url: str, key_id: str, key_secret: str) -> None:
         self.key_id = key_id
@@ -264,6 +264,13 @@ class Razorpay:
         try:
             return await loop.run_in_executor(self._pool, partial(method, *args))
         except ApiError as error:
+            if (
+                error.locked_out
+            ):  # about us and not about what we ask for, which may be right once the keys are
+                raise ProviderNotConfigured(
+                    f"the provider does not let these keys in ({error.status}): set RAZORPAY_KEY_ID and "
+                    "RAZORPAY_KEY_SECRET to a pair that is valid"
+                ) from error
             if error.definite:
                 raise ProviderRefused(
                     f"the provider refused: {error.description or error.status}",

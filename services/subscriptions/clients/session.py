@@ -33,6 +33,11 @@ class ApiError(Exception):
         return self.status == 429
 
     @property
+    def locked_out(self) -> bool:
+        """True: it does not know our keys, or lets them do nothing of the kind."""
+        return self.status in (401, 403)
+
+    @property
     def definite(self) -> bool:
         """True: the provider refused and did nothing. False: it may have done it, or may do it later."""
         return (

@@ -95,7 +95,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     same idempotency key: the call resumes where it stopped.
     """
     ERROR_REASON_PROVIDER_NOT_CONFIGURED: _ErrorReason.ValueType  # 28
-    """FAILED_PRECONDITION. No provider keys are configured. Set RAZORPAY_KEY_ID and RAZORPAY_KEY_SECRET."""
+    """FAILED_PRECONDITION. No provider keys are configured, or the provider does not accept them. Set RAZORPAY_KEY_ID
+    and RAZORPAY_KEY_SECRET.
+    """
     ERROR_REASON_CHECKOUT_CLOSED: _ErrorReason.ValueType  # 29
     """FAILED_PRECONDITION. This checkout's subscription has ended or been paid. Metadata: intent_id, status. Begin a
     new checkout with a new key.
@@ -195,7 +197,9 @@ ERROR_REASON_PROVIDER_UNAVAILABLE: ErrorReason.ValueType  # 27
 same idempotency key: the call resumes where it stopped.
 """
 ERROR_REASON_PROVIDER_NOT_CONFIGURED: ErrorReason.ValueType  # 28
-"""FAILED_PRECONDITION. No provider keys are configured. Set RAZORPAY_KEY_ID and RAZORPAY_KEY_SECRET."""
+"""FAILED_PRECONDITION. No provider keys are configured, or the provider does not accept them. Set RAZORPAY_KEY_ID
+and RAZORPAY_KEY_SECRET.
+"""
 ERROR_REASON_CHECKOUT_CLOSED: ErrorReason.ValueType  # 29
 """FAILED_PRECONDITION. This checkout's subscription has ended or been paid. Metadata: intent_id, status. Begin a
 new checkout with a new key.
