@@ -1,4 +1,4 @@
-"""A tenant whose life is written down, so that a short year has one of everything that the checks look at."""
+"""Tenants whose lives are written down, so that a short year has one of everything that the checks look at."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ from billing.subscriptions.v1 import subscriptions_pb2 as pb
 from tests.year.customer import Customer
 
 ACTOR, REASON = "support", "as it is written"
+
+
+class Sleeper(Customer):
+    """Signs up and is never seen again."""
+
+    async def day(self, day: int, activity: float) -> None:
+        """Nothing, but for the first."""
+        if day == 0:
+            await self.provision()
 
 
 class Exemplar(Customer):

@@ -12,19 +12,23 @@ from tests.year.checks.all import wrong_with
 from tests.year.checks.money import sales
 from tests.year.days import Plan, Year
 from tests.year.evidence import Evidence, Row, gather
-from tests.year.exemplar import Exemplar
+from tests.year.exemplar import Exemplar, Sleeper
 from tests.year.place import place_in, running_suite
 
 PLAN = Plan(tenants=3, days=35, seed=20, activity=0.3, kills=0)
+SLEEPER = f"tenant-{PLAN.tenants + 1:03d}"
 
 
 @pytest.fixture(scope="module")
 async def lived() -> Evidence:
-    """A month and some days of three random tenants and one whose life is written down."""
+    """A month and some days of three random tenants and two whose lives are written down."""
     with running_suite() as suite:
         async with place_in(suite) as place:
             year = Year(place, PLAN)
-            year.customers.append(Exemplar(place, PLAN.tenants, PLAN.seed))
+            year.customers += [
+                Exemplar(place, PLAN.tenants, PLAN.seed),
+                Sleeper(place, PLAN.tenants + 1, PLAN.seed),
+            ]
             told = await year.run()
             return await gather(place, told)
 
@@ -86,6 +90,20 @@ def gone_at_provider(kind: str, **like: Any) -> Tampering:
         del evidence.provider[kind][first(list(evidence.provider[kind].values()), **like)["id"]]
 
     return tamper
+
+
+def with_no_free_month(evidence: Evidence) -> None:
+    """The last of the sleeper's, on both sides."""
+    reference = max(row["reference_id"] for row in evidence.tables["grants"] if row["tenant_id"] == SLEEPER)
+    for table in ("grants", "ledger_transactions"):
+        evidence.tables[table].remove(first(evidence.tables[table], reference_id=reference))
+
+
+def with_a_larger_free_month(evidence: Evidence) -> None:
+    """Both sides agree, and it is too much."""
+    reference = first(evidence.tables["grants"], kind="free_month")["reference_id"]
+    first(evidence.tables["grants"], reference_id=reference)["credits"] += 1
+    first(evidence.tables["ledger_transactions"], reference_id=reference)["amount"] += 1
 
 
 def with_no_sale(evidence: Evidence) -> None:
@@ -199,6 +217,8 @@ TAMPERING: dict[str, tuple[str, Tampering]] = {
         "grants",
         alter("ledger_transactions", "amount", more, kind="grant"),
     ),
+    "a free month that never came": ("grants", with_no_free_month),
+    "a free month too large": ("grants", with_a_larger_free_month),
     "a grant that nobody decided": ("grants", with_a_grant_of_nobody),
     "a refund that we missed": ("given back", drop("refunds", status="processed", kind="refund")),
     "a refund that the provider does not have": ("given back", gone_at_provider("refunds")),

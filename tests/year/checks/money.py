@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from fractions import Fraction
+from zoneinfo import ZoneInfo
 
 from tests.year.evidence import Evidence, Row
 
+INDIA = ZoneInfo("Asia/Kolkata")
 TOKEN_PAISE_MAX = 500
 GST = Fraction(118, 100)
 
@@ -111,16 +113,29 @@ def grants(evidence: Evidence) -> Iterator[str]:
             yield f"grant {which[1]} of {which[0]}: in the ledger, and we never decided it"
         elif amounts[which] != ours[which]["credits"]:
             yield f"grant {which[1]} of {which[0]}: {amounts[which]} in the ledger, {ours[which]['credits']} here"
-    for tenant, reference in ours:
-        kind = ours[tenant, reference]["kind"]
-        if kind == "trial" and reference.removeprefix("trial:") not in evidence.provider["subscriptions"]:
-            yield f"grant {reference} of {tenant}: a trial of a subscription that the provider does not have"
-        if kind == "free_month" and ours[tenant, reference]["credits"] != _free(evidence):
-            yield f"grant {reference} of {tenant}: {ours[tenant, reference]['credits']} credits for a free month"
+    yield from _unpaid(evidence, ours)
 
 
-def _free(evidence: Evidence) -> int:
-    return int(evidence.catalogue["plans"]["free"]["base_credits"])
+def _unpaid(evidence: Evidence, ours: dict[tuple[str, str], Row]) -> Iterator[str]:
+    """Trials bring the plan's trial credits, free months the free plan's, and who is on free has this month's."""
+    free, month = evidence.catalogue["plans"]["free"], evidence.now.astimezone(INDIA).strftime("%Y-%m")
+    for (tenant, reference), row in ours.items():
+        expected = row["credits"]
+        if row["kind"] == "trial":
+            theirs = evidence.provider["subscriptions"].get(reference.removeprefix("trial:"))
+            if theirs is None:
+                yield f"grant {reference} of {tenant}: a trial of a subscription that the provider does not have"
+            else:
+                expected = evidence.catalogue["plans"][theirs["notes"]["plan_code"]]["trial_credits"]
+        elif row["kind"] == "free_month":
+            expected = free["base_credits"]
+        if row["credits"] != expected:
+            yield f"grant {reference} of {tenant}: {row['credits']} credits, it must be {expected}"
+    for standing in evidence.tables["standings"]:
+        tenant = standing["tenant_id"]
+        on_free = standing["plan_id"] == "free" and standing["status"] in ("active", "canceled")
+        if on_free and (tenant, f"free:{tenant}:{month}") not in ours:
+            yield f"{tenant}: on free, without the credits of {month}"
 
 
 def given_back(evidence: Evidence) -> Iterator[str]:
