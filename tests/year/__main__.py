@@ -29,7 +29,7 @@ from tests.suite.running import RunningSuite
 from tests.year.checks.all import wrong_with
 from tests.year.days import Plan, Year
 from tests.year.evidence import gather, told_by
-from tests.year.place import Place, place_in, running_suite
+from tests.year.place import Place, keep_log, place_in, running_suite
 from tests.year.tally import Tally
 
 OURS = (
@@ -65,6 +65,8 @@ def main() -> int:
     try:
         with running_suite() as suite:
             wrong, tally, counted = asyncio.run(_live(suite, plan, console))
+            if wrong:
+                keep_log(suite.log)
     except Exception:
         traceback.print_exc()
         console.print(f"[red]✗ The year broke off.[/] Again: {repeat}", highlight=False)

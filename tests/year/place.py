@@ -199,14 +199,15 @@ def running_suite() -> Iterator[RunningSuite]:
         finally:
             suite.stop()
     except BaseException:
-        _keep(folder / "suite.log")
+        keep_log(folder / "suite.log")
         raise
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _keep(log: Path) -> None:
+def keep_log(log: Path) -> None:
+    """Saves what the suite said, before its folder goes."""
     if log.exists():
         kept = Path(tempfile.gettempdir()) / "billing-year.log"
         shutil.copyfile(log, kept)
