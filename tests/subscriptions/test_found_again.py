@@ -48,3 +48,19 @@ async def test_a_charge_told_without_its_payment_is_looked_up_and_funded_without
 
     assert (decided.outcome, decided.reason) == ("applied", "payment_missing")
     assert (await room.balance(tenant))["subscription"] == 15_000
+
+
+async def test_a_trial_whose_answer_was_lost_and_that_was_set_up_meanwhile_brings_its_credits(
+    room: Room, tenant: str
+) -> None:
+    await room.provision(tenant)
+    room.sandbox.set("faults", kind="drop", method="POST", path="/v1/subscriptions", times=1)
+    with pytest.raises(Unavailable):
+        await room.checkout(tenant, trial=True)
+    [made] = at_provider(room, tenant)
+    room.sandbox.act(f"subscriptions/{made['id']}/authenticate", method="card", deliver=False)
+
+    await room.checkout(tenant, trial=True)
+
+    assert (await room.current(tenant)).status == pb.SUBSCRIPTION_STATUS_TRIALING
+    assert (await room.balance(tenant))["subscription"] == 500

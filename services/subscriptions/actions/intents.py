@@ -165,9 +165,12 @@ async def _finish(
         if intent.provider_subscription_id is not None:  # an event told us before the answer did
             return Begun(intent, intent.provider_subscription_id, replayed=replayed)
         await purchase_store.finish_intent(db, intent.id, made.id)
-        known, _ = fence.merge(first_knowledge(intent, made.id), made, intent.created_at)
+        known = first_knowledge(intent, made.id)
+        if made.status == "created":
+            known, _ = fence.merge(known, made, intent.created_at)
         await store.save_known(db, known)
-        # Found again and used meanwhile: its events may have come when they named nobody.
+        # Found again and used meanwhile: its events may have come when they named nobody. What it funds is learned with
+        # it, so that nothing is taken for funded before.
         if made.status != "created":
             await task_store.insert_task(db, tasks.fetch_and_apply(known, intent.id), now)
         await drop_pending(db, row, now, "another purchase was begun")
