@@ -9,8 +9,16 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.subscriptions.rules.events import PaymentEvent, ProviderDispute
 from services.subscriptions.rules.purchases import Intent
-from tests.subscriptions.builders import START, a_known, a_purchase
+from tests.subscriptions.builders import (
+    START,
+    a_known,
+    a_payment,
+    a_purchase,
+    an_event,
+    first_charge,
+)
 from tests.subscriptions.histories.books import TENANT, Books
 from tests.subscriptions.histories.life import Told, as_event
 from tests.subscriptions.histories.programs import Step, live, programs, promises, told_again
@@ -130,3 +138,33 @@ def test_the_samples_of_the_provider_end_in_one_state_however_they_come(
     assert found.state(END) == in_order.state(END)
     assert in_order.payments
     nothing_is_left_of_what_was_given_back(found)
+
+
+def a_dispute(status: str, phase: str, after_seconds: float) -> PaymentEvent:
+    paise = a_payment().amount_paise
+    told = ProviderDispute(
+        "disp_1", a_payment().id, paise, paise if status == "lost" else 0, "INR", status, phase
+    )
+    return an_event(f"payment.dispute.{status}", after_seconds=after_seconds, dispute=told)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_a_dispute_that_was_won_and_is_lost_in_a_later_phase_takes_in_any_order(
+    chance: random.Random,
+) -> None:
+    told = [
+        *first_charge(),
+        a_dispute("lost", "chargeback", 100),
+        a_dispute("won", "chargeback", 200),
+        a_dispute("lost", "pre_arbitration", 300),
+    ]
+    told += chance.choices(told, k=4)
+    chance.shuffle(told)
+    books = Books(known={a_known().id: a_known()}, intents={"int_1": an_intent("int_1")})
+
+    for event in told:
+        books.apply(event, START + timedelta(days=1))
+
+    [grant] = books.grants.values()
+    assert books.taken_of(grant.reference_id) == grant.credits

@@ -170,6 +170,7 @@ class Books:
             payment_known=payment_id in self.payments,
             refund=refund,
             dispute=self.disputes.get(event.dispute.id) if event.dispute else None,
+            trial_used=self.row.has_used_trial,
         )
 
     def _write(self, event: PaymentEvent, decision: Decision, intent: Intent | None, now: datetime) -> None:
@@ -235,16 +236,23 @@ class Books:
         ]
 
     def _revoke(self, revocation: Revocation) -> None:
-        if revocation.reference_id not in self.revocations:
-            self.revocations[revocation.reference_id] = revocation
-            self.owe(tasks.revoke_grant(TENANT, revocation))
+        first, times = revocation, 1
+        while revocation.reference_id in self.revocations:
+            if revocation.reference_id not in self.restored:
+                return
+            times += 1
+            revocation = replace(first, reference_id=f"{first.reference_id}:{times}")
+        self.revocations[revocation.reference_id] = revocation
+        self.owe(tasks.revoke_grant(TENANT, revocation))
 
     def _give_back_unused(self) -> None:
         known = list(self.known.values())
         for payment in sorted(self.payments.values(), key=lambda p: p.id):
             old = self.known.get(payment.razorpay_subscription_id or "")
             taker = lifecycle.taker(old, known) if old is not None else None
-            if taker is None or payment.period_start is None or payment.period_end is None:
+            if old is None or taker is None or claims.was_forfeited(old, taker):
+                continue
+            if payment.period_start is None or payment.period_end is None:
                 continue
             intent = self.intents[taker.intent_id]
             since = taker.started_at or taker.purchased_at

@@ -9,9 +9,9 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
-from sandbox import entities
 from sandbox.errors import Refusal
 from sandbox.state import charges, due, payments, refunds, subscriptions
 from sandbox.state.catalogue import create_plan
@@ -92,7 +92,7 @@ class Life:
         for subscription in self._subscriptions():
             inner, ends = subscription.inner, subscription.entity["current_end"]
             if inner.get("cancel_at_cycle_end") and ends and ends <= self.world.now():
-                self.happen(lambda world, s=subscription: due.step(world, s.entity["id"]))
+                self.happen(partial(due.step, subscription_id=subscription.entity["id"]))
         if self.books.is_due(self.now):
             self.decide(Books.settle_due)
 
@@ -172,7 +172,8 @@ class Life:
         found = [p for p in books.payments.values() if live and p.razorpay_subscription_id == live.id]
         if found:
             last = max(found, key=lambda p: (p.period_start or START, p.id))
-            assert last.period_start is not None and last.period_end is not None
+            assert last.period_start is not None
+            assert last.period_end is not None
             paid = Paid(
                 last.id, last.amount_paise, last.period_start, last.period_end, last.received_at,
                 books.given_back(last.id),
@@ -343,6 +344,3 @@ class Life:
 
     def _subscriptions(self) -> list[Record]:
         return self.world.all("subscription")
-
-
-__all__ = ["Done", "Item", "Life", "Told", "as_event", "entities"]

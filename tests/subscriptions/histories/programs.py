@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from hypothesis import strategies as st
@@ -60,7 +61,8 @@ MONEY_BACK = st.one_of(
 BOUGHT: list[Step] = [("checkout", "pro", "monthly", False, 0, False), ("pay", 0, "card")]
 BEGINNINGS = st.sampled_from([
     BOUGHT,
-    [("checkout", "starter", "monthly", False, 0, True), ("pay", 0, "card"), ("change", "pro", "monthly"), ("pay", 0, "upi")],
+    [("checkout", "starter", "monthly", False, 0, True), ("pay", 0, "card"),
+     ("change", "pro", "monthly"), ("pay", 0, "upi")],
     [*BOUGHT, ("change", "business", "monthly"), ("pay", 0, "upi")],
     [*BOUGHT, ("wait", 144), ("change", "starter", "monthly"), ("authenticate", 0, 0), ("pay", 0, "card")],
     [("checkout", "pro", "monthly", True, 0, False), ("authenticate", 0, 500)],
@@ -141,7 +143,7 @@ def _dispute(life: Life, which: int, share: float, phase: str, outcomes: tuple[s
     request = {"amount": amount, "phase": phase}
     life.happen(lambda world: opened.append(disputes.open_dispute(world, payment_id, request).entity["id"]))
     for outcome in outcomes:
-        life.happen(lambda world, o=outcome: disputes.settle(world, opened[0], o))
+        life.happen(partial(disputes.settle, dispute_id=opened[0], outcome=outcome))
 
 
 def _settle_dispute(life: Life, which: int, outcome: str) -> None:
@@ -200,7 +202,8 @@ def told_again(
                 arrivals[chance.randint(place, last)].append(item)
                 for _ in range(chance.choice([0, 0, 1, 2])):
                     arrivals[chance.randint(place, len(spans) - 1)].append(item)
-    books, waiting = Books(), []
+    books = Books()
+    waiting: list[Told] = []
     for place, span in enumerate(spans):
         since = START
         if span and isinstance(span[0], Done):
