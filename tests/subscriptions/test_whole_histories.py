@@ -6,7 +6,7 @@ from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from services.subscriptions.rules.events import PaymentEvent, ProviderDispute
@@ -21,11 +21,12 @@ from tests.subscriptions.builders import (
 )
 from tests.subscriptions.histories.books import TENANT, Books
 from tests.subscriptions.histories.life import Told, as_event
-from tests.subscriptions.histories.programs import Step, live, programs, promises, told_again
+from tests.subscriptions.histories.programs import BOUGHT, Step, live, programs, promises, told_again
 
 PAYLOADS = Path(__file__).resolve().parents[1] / "payloads" / "razorpay"
+TWO_MONTHS: list[Step] = [("checkout", "pro", "monthly", False, 2, False), ("pay", 0, "card")]
 _settings = settings(
-    max_examples=600,
+    max_examples=1_000,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -50,6 +51,14 @@ def test_a_life_ends_in_one_state_however_it_is_told() -> None:
     told: Counter[str] = Counter()
 
     @_settings
+    @example([*BOUGHT, ("pause", 0), ("resume", 0), ("end at period end",), ("wait", 24 * 40)], 1)
+    @example([*BOUGHT, ("fail until halted", 0), ("pay", 0, "card"), ("customer cancels", 0, False)], 2)
+    @example([*TWO_MONTHS, ("pay", 0, "card"), ("refund there", 0, 1.0, "fail"), ("refund here", 0, 0.5)], 3)
+    @example([*BOUGHT, ("dispute", 0, 1.0, "chargeback", ("under_review", "lost"))], 4)
+    @example([*BOUGHT, ("refund there", 0, 0.5, "process"), ("dispute", 0, 0.5, "fraud", ("won",))], 5)
+    @example(
+        [("pack", "medium", True, True), *BOUGHT, ("change", "business", "monthly"), ("pay", 0, "upi")], 6
+    )
     @given(programs(), st.integers(0, 2**32))
     def however(program: list[Step], seed: int) -> None:
         life = live(program)
