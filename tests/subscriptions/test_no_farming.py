@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from billing.subscriptions.v1 import payment_events_pb2
 
 from tests.ledger.conftest import Travel
-from tests.subscriptions.conftest import Room
+from tests.subscriptions.conftest import Room, event
 from tests.subscriptions.life import Life, refused
 
 
@@ -58,3 +61,29 @@ async def test_a_change_that_the_provider_was_not_asked_for_in_time_is_asked_for
     [refund] = life.refunds()
     assert refund["amount_paise"] < 58_882 * 12 // 30
     await life.assert_stands("pro")
+
+
+@pytest.mark.parametrize("told", [{"amount": 0, "currency": "INR"}, {"amount": 100, "currency": "USD"}])
+async def test_a_charge_of_nothing_or_of_other_money_brings_no_credits(
+    room: Room, tenant: str, travel: Travel, told: dict[str, Any]
+) -> None:
+    life = Life(room, tenant, travel)
+    subscription_id = await life.subscribe("pro")
+    payment_id = f"pay_{tenant[-12:]}zz"
+    charge = payment_events_pb2.ProviderPayment(
+        id=payment_id, status="captured", captured=True, invoice_id="inv_strange", **told
+    )
+    snapshot = payment_events_pb2.ProviderSubscription(id=subscription_id, status="active", paid_count=2)
+    refund = payment_events_pb2.ProviderRefund(
+        id=f"rfnd_{tenant[-12:]}", payment_id=payment_id, amount=100, currency="INR", status="processed"
+    )
+
+    answer = await room.events.ApplyPaymentEvent(
+        event(event_type="subscription.charged", subscription=snapshot, payment=charge)
+    )
+    await room.events.ApplyPaymentEvent(event(event_type="refund.processed", refund=refund))
+
+    assert answer.reason == "amount_mismatch"
+    assert len(life.payments()) == 1
+    assert life.findings() == ["charge_amount_mismatch"]
+    assert await life.credits() == 15_000

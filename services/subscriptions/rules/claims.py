@@ -49,6 +49,8 @@ def revocations(
     captured_paise: int, grants: Sequence[Granted], claims: Sequence[Claim], taken: Sequence[Revocation]
 ) -> list[Revocation]:
     """What is still to be taken; `taken` are the earlier decisions that were not restored."""
+    if captured_paise <= 0:  # an old mirror may hold such a payment: there was nothing to give back
+        return []
     return [
         new
         for grant in grants
@@ -95,8 +97,9 @@ class Paid:
     period_start: datetime
     period_end: datetime
     paid_at: datetime
-    # Given back or taken back already, or on its way.
+    # Given back or taken back already, or on its way; and what of that a change of plan gave back.
     given_back_paise: int = 0
+    prorated_paise: int = 0
 
     def refundable(self, at: datetime) -> bool:
         """Whether the provider still refunds it: banks take normal refunds back for six months."""
@@ -114,7 +117,7 @@ def was_forfeited(ended: KnownSubscription, taker: KnownSubscription) -> bool:
 
 def unused_paise(paid: Paid, since: datetime) -> int:
     """What of a payment is for time after a moment, tax included, rounded down; nothing below the smallest refund."""
-    share = _unused(paid.amount_paise, paid.period_start, paid.period_end, since)
+    share = _unused(paid.amount_paise, paid.period_start, paid.period_end, since) - paid.prorated_paise
     share = min(share, paid.amount_paise - paid.given_back_paise)
     return share if share >= SMALLEST_REFUND_PAISE else 0
 
@@ -125,6 +128,14 @@ def unused_credits(grant: Granted, taken: int, since: datetime) -> int:
         return 0
     share = _unused(grant.credits, grant.period_start, grant.period_end, since)
     return max(0, min(share, grant.credits - taken))
+
+
+def less_spent(refund_paise: int, amount_paise: int, bought: int, spent: int) -> int:
+    """What goes back when credits of the unused time were spent and nothing else made up for them; rounded down.
+
+    Nobody farms credits by changing to and fro: what was bought and used is paid for.
+    """
+    return max(0, refund_paise - -(-amount_paise * spent // bought)) if spent else refund_paise
 
 
 def _unused(whole: int, start: datetime, end: datetime, since: datetime) -> int:

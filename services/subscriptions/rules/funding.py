@@ -15,7 +15,7 @@ from services.subscriptions.rules.events import PaymentEvent, ProviderPayment, P
 from services.subscriptions.rules.fence import KnownSubscription, Verdict
 from services.subscriptions.rules.lifecycle import Subscription
 from services.subscriptions.rules.periods import paid_period
-from services.subscriptions.rules.purchases import PackPurchase
+from services.subscriptions.rules.purchases import CURRENCY, PackPurchase
 
 Outcome = Literal["applied", "superseded", "ignored"]
 PROVIDER = "razorpay"
@@ -228,6 +228,14 @@ def _charge(event: PaymentEvent, situation: Situation) -> Decision:
         return replace(learned, outcome="applied", reason="payment_missing", fetch=True)
     if situation.payment_known:
         return replace(learned, reason="already_funded")
+    if event.payment.amount_paise <= 0 or event.payment.currency != CURRENCY:
+        observed = {
+            "paymentId": event.payment.id,
+            "razorpaySubscriptionId": known.id,
+            "paid": f"{event.payment.amount_paise} {event.payment.currency}",
+        }
+        finding = Finding("charge_amount_mismatch", "critical", observed)
+        return replace(learned, reason="amount_mismatch", finding=finding)
     return _fund_cycle(event, event.subscription, event.payment, known, plan, learned)
 
 
