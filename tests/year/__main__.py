@@ -49,11 +49,12 @@ def main() -> int:
     """0 when the year ended as it must."""
     for name in [name for name in os.environ if name.startswith(OURS) or name == "DATABASE_URL"]:
         del os.environ[name]
+    tenants = _number("TENANTS", 100)
     plan = Plan(
-        tenants=_number("TENANTS", 100),
+        tenants=tenants,
         days=_number("DAYS", 365),
         seed=_number("SEED", random.randrange(1, 10**6)),
-        kills=_number("KILLS", 2),
+        kills=_number("KILLS", 1 + tenants // 50),
     )
     console = Console()
     repeat = f"make year TENANTS={plan.tenants} DAYS={plan.days} SEED={plan.seed} KILLS={plan.kills}"

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from billing.subscriptions.v1 import subscriptions_pb2 as pb
+
 from tests.year.checks.daily import two_live_subscriptions
 from tests.year.customer import Customer
 from tests.year.place import Place
@@ -18,11 +20,14 @@ AT_ONCE = 6
 DAILY = ("reconcile", "settle_expired", "grant_due_credits", "escalation", "addon_renewals")
 WEEKLY = ("sync_provider", "audit_integrity")
 MONTHLY = ("cleanup", "webhook_health", "deliver_webhooks")
-QUIET_DAYS = 3
+QUIET_DAYS = 4
 SETTLING_ROUNDS = 8
 OPEN_TASKS = (
     "SELECT count(*) AS tasks FROM subscriptions.billing_reconciliation_queue WHERE completed_at IS NULL"
 )
+ABANDONED = """
+SELECT tenant_id FROM ops.billing_integrity_reports
+WHERE resolved_at IS NULL AND check_type = 'orphan_pending_sub' ORDER BY tenant_id"""
 # What goes wrong at the provider, on which calls. A dropped answer is one to work that was done.
 FAULTS: tuple[dict[str, Any], ...] = (
     {"kind": "status", "status": 502, "times": 2},
@@ -115,13 +120,14 @@ class Year:
             await customer.day(day, self.plan.activity)
 
     async def _run_jobs(self, day: int, *, after_deaf: bool) -> None:
-        await self.place.run_jobs(*DAILY)
+        due = [*DAILY]
         if day % 7 == 6:
-            await self.place.run_jobs(*WEEKLY)
+            due += WEEKLY
+        elif after_deaf:
+            due.append("sync_provider")
         if day % 28 == 27:
-            await self.place.run_jobs(*MONTHLY)
-        if after_deaf and day % 7 != 6:
-            await self.place.run_job("sync_provider")
+            due += MONTHLY
+        await self.place.run_jobs(*due)
 
     def _manners(self) -> dict[str, Any]:
         if self.rng.random() > 0.3:
@@ -161,6 +167,15 @@ class Year:
             place.move(HOUR * 6)
             await place.run_job("reconcile")
             await place.drain()
-        await place.run_jobs(*MONTHLY)
+        await place.run_jobs(*MONTHLY, "audit_integrity")
+        await self._close_abandoned_windows()
         self.told.sync = await place.run_job("sync_provider")
         self.told.audit = await place.run_job("audit_integrity")
+
+    async def _close_abandoned_windows(self) -> None:
+        """An operator does what the runbook says of a purchase that nobody completes."""
+        for found in await self.place.rows(ABANDONED):
+            request = pb.CancelPendingChangeRequest(tenant_id=found["tenant_id"], idempotency_key="abandoned")
+            await self.place.tally.ask(self.place.product.CancelPendingChange, request, "the operator")
+        await self.place.run_job("reconcile")
+        await self.place.drain()
