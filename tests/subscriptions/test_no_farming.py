@@ -87,3 +87,32 @@ async def test_a_charge_of_nothing_or_of_other_money_brings_no_credits(
     assert len(life.payments()) == 1
     assert life.findings() == ["charge_amount_mismatch"]
     assert await life.credits() == 15_000
+
+
+BEST_CREDITS_PER_RUPEE = 600_000 / 58_988.20  # business for a year, tax included
+
+
+@pytest.mark.parametrize(
+    ("first", "cycle", "then"),
+    [("starter", "yearly", "pro"), ("pro", "yearly", "business"), ("starter", "monthly", "pro")],
+)
+async def test_what_was_spent_of_the_time_that_is_given_back_is_paid_for(
+    room: Room, tenant: str, travel: Travel, first: str, cycle: str, then: str
+) -> None:
+    life = Life(room, tenant, travel)
+    await life.subscribe(first, cycle)
+    bought = await life.credits()
+    await life.spend(bought)
+
+    begun = await life.change(then, key="then")
+    await life.act(begun.checkout.subscription_id, "pay", method="card")
+    await life.reconcile()
+
+    paid = sum(payment["amount_paise"] for payment in life.payments())
+    back = sum(refund["amount_paise"] for refund in life.refunds() if refund["status"] == "processed")
+    left = await life.credits()
+    assert (bought + left) / ((paid - back) / 100) <= BEST_CREDITS_PER_RUPEE
+    assert life.open_tasks() == []
+    # And nothing of it is decided anew by what comes later.
+    await life.reconcile()
+    assert back == sum(each["amount_paise"] for each in life.refunds() if each["status"] == "processed")

@@ -123,7 +123,7 @@ async def test_an_upgrade_gives_back_the_rest_of_the_old_period_exactly_as_quote
     assert len(life.revocations()) == len(life.refunds()) == 1
 
 
-async def test_credits_that_were_spent_or_held_are_not_taken_below_zero(
+async def test_credits_that_were_spent_are_taken_of_the_new_ones_and_held_ones_when_they_return(
     room: Room, tenant: str, travel: Travel
 ) -> None:
     life = Life(room, tenant, travel)
@@ -146,12 +146,15 @@ async def test_credits_that_were_spent_or_held_are_not_taken_below_zero(
     await life.act(begun.checkout.subscription_id, "pay", method="card")
     await life.reconcile()
 
-    assert await life.credits() == 15_000
+    # 3,000 less what was spent and what is held are taken at once; the held ones are claimed.
+    spent = quote.credits_revoked - 200 - 300
+    assert await life.credits() == 15_000 - spent
+    assert [each["amount_paise"] for each in life.refunds()] == [quote.refund_paise]
     # What comes back is what was claimed.
     await room.ledger.service.VoidHold(
         ledger_pb2.VoidHoldRequest(tenant_id=tenant, idempotency_key="void", hold_id=held.hold.id)
     )
-    assert await life.credits() == 15_000
+    assert await life.credits() == 15_000 - spent
     await life.assert_stands("pro")
 
 

@@ -87,6 +87,8 @@ async def give_back_unused(
         if payment.period_end is not None and payment.period_end > since:  # most are long over
             await store.lock_payment(db, payment.id)
             await _give_back(db, tenant_id, payment, taker.intent_id, since, now, policy)
+    for refund_id in await store.list_waiting(db, tenant_id):
+        await _go_on(db, tenant_id, refund_id, now)
 
 
 async def _give_back(
@@ -112,9 +114,8 @@ async def _give_back(
         observed = {"paymentId": paid.id, "unusedPaise": amount, "changeId": change_id}
         await _open_finding(db, "unused_not_refundable", "warning", tenant_id, observed)
         return
-    task = tasks.refund_payment(tenant_id, refund, notes={"change_id": change_id})
-    await task_store.insert_task(db, task, now)
     if policy.upgrade_credits == "none":
+        await _owe_refund(db, tenant_id, refund, change_id, now)
         return
     granted = await store.list_granted(db, payment.id)
     taken = await store.list_revocations(db, tenant_id, [grant.reference_id for grant in granted])
@@ -122,9 +123,67 @@ async def _give_back(
         before = sum(each.credits for each in taken if each.grant_reference_id == grant.reference_id)
         credits = claims.unused_credits(grant, before, since)
         if credits:
-            reference = f"proration:{change_id}:{grant.reference_id}"
-            revocation = Revocation(reference, grant.reference_id, "proration", refund.id, credits)
-            await _revoke(db, tenant_id, revocation, now)
+            await _revoke(db, tenant_id, _proration(change_id, grant.reference_id, refund.id, credits), now)
+
+
+async def take_note(
+    db: AsyncConnection, tenant_id: str, reference_id: str, short: int, now: datetime
+) -> None:
+    """Step: the ledger has taken what a change takes, but for `short` credits that were spent."""
+    refund_id = await store.save_short(db, tenant_id, reference_id, short)
+    await _go_on(db, tenant_id, refund_id, now)
+
+
+async def _go_on(db: AsyncConnection, tenant_id: str, refund_id: str, now: datetime) -> None:
+    """The money goes back once its credits did: what was spent of them is taken of the new ones, the rest of the money."""
+    refund = await store.get_refund(db, refund_id)
+    if await task_store.has_task(db, tenant_id, tasks.refund_key(refund)):
+        return  # its amount is decided
+    taken = await store.list_taken(db, tenant_id, refund_id)
+    if refund.status != "pending" or any(each.short is None for each in taken):
+        return
+    granted = await store.list_granted(db, refund.payment_id)
+    old = {grant.reference_id for grant in granted}
+    new = [each for each in taken if each.grant_reference_id not in old]
+    spent = sum(each.short or 0 for each in taken if each.grant_reference_id in old)
+    change_id = await store.find_change(db, refund_id) or ""
+    if spent and not new:
+        first = await store.find_taker_payment(db, change_id)
+        if first is None:
+            return  # its charge is still to be told
+        for grant in (await store.list_granted(db, first.id))[:1]:
+            before = await store.list_revocations(db, tenant_id, [grant.reference_id])
+            credits = min(spent, grant.credits - sum(each.credits for each in before))
+            if credits > 0:
+                revocation = _proration(change_id, grant.reference_id, refund.id, credits)
+                await _revoke(db, tenant_id, revocation, now)
+                return
+    spent -= sum(each.credits - (each.short or 0) for each in new)
+    payment = await store.find_payment(db, refund.payment_id)
+    if payment is None:
+        return
+    bought = (payment.drip_credits or 0) * 12 or sum(grant.credits for grant in granted)
+    amount = claims.less_spent(refund.amount_paise, payment.amount_paise, bought, spent)
+    if amount < claims.SMALLEST_REFUND_PAISE:
+        await store.save_refund(db, replace(refund, status="failed"), now=now)
+        observed = {"refundId": refund.id, "paymentId": refund.payment_id, "creditsSpent": spent}
+        await _open_finding(db, "unused_was_spent", "warning", tenant_id, observed)
+        return
+    if amount < refund.amount_paise:
+        await store.save_amount(db, refund.id, amount)
+    await _owe_refund(db, tenant_id, replace(refund, amount_paise=amount), change_id, now)
+
+
+async def _owe_refund(
+    db: AsyncConnection, tenant_id: str, refund: Refund, change_id: str, now: datetime
+) -> None:
+    task = tasks.refund_payment(tenant_id, refund, notes={"change_id": change_id})
+    await task_store.insert_task(db, task, now)
+
+
+def _proration(change_id: str, grant_reference_id: str, refund_id: str, credits: int) -> Revocation:
+    reference = f"proration:{change_id}:{grant_reference_id}"
+    return Revocation(reference, grant_reference_id, "proration", refund_id, credits)
 
 
 async def fail_refund(db: AsyncConnection, tenant_id: str, refund_id: str, why: str, now: datetime) -> None:

@@ -118,10 +118,12 @@ class Performer:
             )
 
         note = await _once(revoke(), "the ledger revoked under this reference before")
-        if note is not None:
-            return note
-        taken, claimed, spent = told[0]
-        return f"{taken} taken, {claimed} claimed when they return, {spent} spent before"
+        taken, claimed, spent = told[0] if told else (0, 0, 0)
+        if task.payload["reason"] == "payment.proration":
+            async with transaction(self._engine) as db:
+                await lock_subscription(db, task.tenant_id)
+                await claims.take_note(db, task.tenant_id, task.payload["referenceId"], spent, self._clock())
+        return note or f"{taken} taken, {claimed} claimed when they return, {spent} spent before"
 
     async def _restore(self, task: Task) -> Note:
         return await _once(

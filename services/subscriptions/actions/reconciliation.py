@@ -106,20 +106,23 @@ class Reconciler:
         return begun
 
     async def _attempt(self, tenant_id: str) -> None:
-        # A silent provider must not keep the ledger waiting, nor the other way round.
-        await asyncio.gather(*(self._empty_line(tenant_id, side) for side in COUNTERPARTS))
+        # A silent provider must not keep the ledger waiting, nor the other way round; but what one of them said may be
+        # owed to the other.
+        while any(await asyncio.gather(*(self._empty_line(tenant_id, side) for side in COUNTERPARTS))):
+            pass
 
-    async def _empty_line(self, tenant_id: str, counterpart: Counterpart) -> None:
+    async def _empty_line(self, tenant_id: str, counterpart: Counterpart) -> bool:
+        """Perform what is due of a tenant's line; whether there was anything."""
         # Looks again after each task: a neighbour's may have been written behind one that we hold.
-        taught = False
+        performed = False
         try:
             while claimed := await self._claim(1, tenant_id=tenant_id, counterpart=counterpart):
+                performed = True
                 await self._run(claimed)
-                taught = counterpart == "provider"
         except Exception:
             _log.exception("attempt_failed", tenant_id=tenant_id)  # the job takes it up
-        if taught:  # what the provider said may be owed to the ledger
-            await self._empty_line(tenant_id, "ledger")
+            return False
+        return performed
 
     async def reconcile(self, *, max_tasks: int, dry_run: bool) -> Reconciled:
         """Try everything that is due, each task once, those of one tenant in the order in which they arose."""
@@ -215,7 +218,8 @@ class Reconciler:
         finally:
             del self._coming_back[tenant_id, counterpart]
         async with self._few:
-            await self._empty_line(tenant_id, counterpart)
+            if await self._empty_line(tenant_id, counterpart):
+                await self._attempt(tenant_id)
 
 
 async def retry_task(

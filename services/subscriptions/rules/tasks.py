@@ -140,13 +140,18 @@ def end_subscription(known: KnownSubscription, *, at_cycle_end: bool, since: dat
     )
 
 
+def refund_key(refund: Refund) -> str:
+    """The key of the task that gives a refund."""
+    return f"refund:{refund.id}"
+
+
 def refund_payment(tenant_id: str, refund: Refund, *, notes: Mapping[str, str]) -> NewTask:
     """Owes the customer money; the refund's id is the provider's idempotency key."""
     return NewTask(
         tenant_id,
         "refund_payment",
         "provider",
-        f"refund:{refund.id}",
+        refund_key(refund),
         {
             "refundId": refund.id,
             "paymentId": refund.payment_id,

@@ -41,6 +41,7 @@ class Captured:
     period_start: datetime | None
     period_end: datetime | None
     received_at: datetime
+    drip_credits: int | None
 
 
 async def lock_payment(db: AsyncConnection, payment_id: str) -> None:
@@ -70,6 +71,7 @@ async def _payments(db: AsyncConnection, condition: Any) -> list[Captured]:
             payments.c.period_start,
             payments.c.period_end,
             payments.c.received_at,
+            payments.c.drip_credits,
         )
         .where(condition)
         .order_by(payments.c.period_start, payments.c.id)
@@ -323,6 +325,79 @@ async def given_back_paise(db: AsyncConnection, payment_id: str) -> int:
     return int(refunded or 0) + sum(claim.amount_paise for claim in await list_lost(db, payment_id))
 
 
+async def prorated_paise(db: AsyncConnection, payment_id: str) -> int:
+    """What changes of plan gave back of a payment."""
+    found = await db.scalar(
+        select(func.coalesce(func.sum(refunds.c.amount_paise), 0)).where(
+            refunds.c.payment_id == payment_id, refunds.c.kind == "proration", refunds.c.status != "failed"
+        )
+    )
+    return int(found or 0)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a change takes of a grant; `short` is None until the ledger has told what was spent."""
+
+    grant_reference_id: str
+    credits: int
+    short: int | None
+
+
+async def save_short(db: AsyncConnection, tenant_id: str, reference_id: str, short: int) -> str:
+    """Write what the ledger could not take any more; answers the cause."""
+    cause_id: str = (
+        await db.execute(
+            update(revoked)
+            .where(revoked.c.tenant_id == tenant_id, revoked.c.reference_id == reference_id)
+            .values(short=short)
+            .returning(revoked.c.cause_id)
+        )
+    ).scalar_one()
+    return cause_id
+
+
+async def list_taken(db: AsyncConnection, tenant_id: str, cause_id: str) -> list[Taken]:
+    """What a change takes, of the old grants and of the new one."""
+    rows = await db.execute(
+        select(revoked.c.grant_reference_id, revoked.c.credits, revoked.c.short).where(
+            revoked.c.tenant_id == tenant_id, revoked.c.cause_id == cause_id, revoked.c.restored_at.is_(None)
+        )
+    )
+    return [Taken(**row._mapping) for row in rows]
+
+
+async def list_waiting(db: AsyncConnection, tenant_id: str) -> list[str]:
+    """Refunds of changes that the provider has not made yet."""
+    rows = await db.execute(
+        select(refunds.c.id).where(
+            refunds.c.tenant_id == tenant_id,
+            refunds.c.kind == "proration",
+            refunds.c.status == "pending",
+            refunds.c.provider_refund_id.is_(None),
+        )
+    )
+    return [row.id for row in rows]
+
+
+async def find_change(db: AsyncConnection, refund_id: str) -> str | None:
+    """The purchase that made us give this back."""
+    return await db.scalar(select(refunds.c.change_id).where(refunds.c.id == refund_id))
+
+
+async def find_taker_payment(db: AsyncConnection, intent_id: str) -> Captured | None:
+    """The first payment of the subscription that a purchase made."""
+    known = tables.provider_subscriptions
+    ids = (await db.scalars(select(known.c.id).where(known.c.intent_id == intent_id))).all()
+    found = await list_payments(db, list(ids))
+    return found[0] if found else None
+
+
+async def save_amount(db: AsyncConnection, refund_id: str, amount_paise: int) -> None:
+    """Write what of a refund is left to give back."""
+    await db.execute(update(refunds).where(refunds.c.id == refund_id).values(amount_paise=amount_paise))
+
+
 async def find_paid(db: AsyncConnection, payment: Captured) -> Paid | None:
     """A plan's payment with what went back of it."""
     if payment.period_start is None or payment.period_end is None:
@@ -335,4 +410,5 @@ async def find_paid(db: AsyncConnection, payment: Captured) -> Paid | None:
         # We may have heard of it late; the provider counts from the day of the debit.
         min(payment.received_at, payment.period_start),
         await given_back_paise(db, payment.id),
+        await prorated_paise(db, payment.id),
     )

@@ -35,6 +35,14 @@ async def insert_task(db: AsyncConnection, task: NewTask, now: datetime) -> str 
     return task_id
 
 
+async def has_task(db: AsyncConnection, tenant_id: str, idempotency_key: str) -> bool:
+    """Whether something was owed under this key, done or not."""
+    found = await db.scalar(
+        select(queue.c.id).where(queue.c.tenant_id == tenant_id, queue.c.idempotency_key == idempotency_key)
+    )
+    return found is not None
+
+
 async def claim_tasks(
     db: AsyncConnection,
     now: datetime,

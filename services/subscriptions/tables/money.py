@@ -100,12 +100,14 @@ grant_revocations = Table(
     Column("cause", Text, nullable=False),
     Column("cause_id", Text, nullable=False),
     Column("credits", BigInteger, nullable=False),
+    Column("short", BigInteger),
     Column("restored_at", MOMENT),
     created_at(),
     PrimaryKeyConstraint("tenant_id", "reference_id", name="grant_revocations_once"),
     UniqueConstraint("id", name="grant_revocations_id"),
 )
 Index("grant_revocations_grant", grant_revocations.c.tenant_id, grant_revocations.c.grant_reference_id)
+Index("grant_revocations_cause", grant_revocations.c.tenant_id, grant_revocations.c.cause_id)
 
 invoice_counters = Table(
     "invoice_counters",

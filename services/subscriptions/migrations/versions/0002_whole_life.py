@@ -80,11 +80,13 @@ CREATE TABLE grant_revocations (
     cause text NOT NULL CONSTRAINT grant_revocations_cause CHECK (cause IN ('refund', 'dispute', 'proration')),
     cause_id text NOT NULL,
     credits bigint NOT NULL CONSTRAINT grant_revocations_credits CHECK (credits > 0),
+    short bigint,  -- what was spent and could not be taken; null: the ledger has not told yet
     restored_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT grant_revocations_once PRIMARY KEY (tenant_id, reference_id)
 );
 CREATE INDEX grant_revocations_grant ON grant_revocations (tenant_id, grant_reference_id);
+CREATE INDEX grant_revocations_cause ON grant_revocations (tenant_id, cause_id);
 
 -- Rates change; a document keeps the one that it was issued under.
 ALTER TABLE invoices
@@ -126,7 +128,8 @@ GRANT UPDATE (starts_at, started_at, paid_until, authorised, end_requested_at, r
     ON provider_subscriptions TO subscriptions_rw;
 GRANT UPDATE (paused_at, charge_credits, charge_key) ON tenant_addons TO subscriptions_rw;
 GRANT UPDATE (tenant_id) ON billing_refunds, billing_disputes TO subscriptions_rw;
-GRANT UPDATE (restored_at) ON grant_revocations TO subscriptions_rw;
+GRANT UPDATE (short, restored_at) ON grant_revocations TO subscriptions_rw;
+GRANT UPDATE (amount_paise) ON billing_refunds TO subscriptions_rw;
 GRANT UPDATE (last_serial) ON invoice_counters TO subscriptions_rw;
 GRANT UPDATE (place, updated_at) ON walks TO subscriptions_rw;
 """
