@@ -72,6 +72,7 @@ billing_reconciliation_queue = Table(
 Index(
     "billing_reconciliation_queue_due",
     billing_reconciliation_queue.c.next_attempt_at,
+    billing_reconciliation_queue.c.position,
     postgresql_where=text("(completed_at IS NULL) AND (abandoned_at IS NULL)"),
 )
 Index(
@@ -80,6 +81,11 @@ Index(
     billing_reconciliation_queue.c.counterpart,
     billing_reconciliation_queue.c.position,
     postgresql_where=text("(completed_at IS NULL) AND (abandoned_at IS NULL)"),
+)
+Index(
+    "billing_reconciliation_queue_abandoned",
+    billing_reconciliation_queue.c.position,
+    postgresql_where=text("(abandoned_at IS NOT NULL) AND (completed_at IS NULL)"),
 )
 Index("billing_reconciliation_queue_position", billing_reconciliation_queue.c.position)
 
