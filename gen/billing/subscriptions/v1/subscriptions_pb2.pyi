@@ -697,7 +697,9 @@ class ChangeQuote(_message.Message):
     credits_granted: _builtins.int
     """Credits granted once paid; of a year whose credits arrive monthly those of the first month."""
     credits_revoked: _builtins.int
-    """Credits of the old period taken back by the transition's policy, as far as they are not spent."""
+    """Credits of the old period's unused time, taken back by the transition's policy: of the old lot as far as they are
+    there, else of the new plan's. Only if neither covers them, they are deducted from the refund.
+    """
     catalog_version: _builtins.str
     """The catalogue it was computed from."""
     @_builtins.property
