@@ -52,10 +52,20 @@ def _is_too_old(evidence: Evidence, observed: Row) -> bool:
     )
 
 
+def _is_spent(evidence: Evidence, observed: Row) -> bool:
+    """All that would have gone back had been spent as credits."""
+    return any(
+        (row["id"], row["kind"], row["status"], row["provider_refund_id"])
+        == (observed.get("refundId"), "proration", "failed", None)
+        for row in evidence.tables["refunds"]
+    )
+
+
 OF_THE_WORLD: dict[str, Callable[[Evidence, Row], bool]] = {
     "dispute_lost": _is_lost,
     "refund_failed": _is_refused,
     "unused_not_refundable": _is_too_old,
+    "unused_was_spent": _is_spent,
 }
 
 

@@ -1,4 +1,7 @@
-"""Upgrades: what was paid ahead for the old plan goes back, in rupees and in credits, by one formula."""
+"""Upgrades: what was paid ahead for the old plan goes back, in rupees and in credits, by one formula.
+
+Credits of the unused time that were spent are taken of the new plan's; what even these do not cover is paid for.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,15 @@ def prorations(evidence: Evidence) -> Iterator[str]:
         refund = refunds.pop((intent["id"], payment["id"]), None)
         gone = _given_back(evidence, payment["id"]) - (refund["amount_paise"] if refund else 0)
         whose = f"{intent['id']} of {intent['tenant_id']}"
+        goes_back = max(0, share - _spent_paise(evidence, intent, payment))
         if refund is None:
             if share >= SMALLEST_REFUND_PAISE and payment["amount_paise"] - gone >= SMALLEST_REFUND_PAISE:
                 yield f"{whose}: {share} paise of {payment['id']} were unused, and none went back"
-            continue
-        if not _is_share(refund["amount_paise"], share, payment["amount_paise"], gone):
-            yield f"{whose}: {share} paise of {payment['id']} were unused, {refund['amount_paise']} went back"
-        if refund["status"] == "processed":
+        elif refund["status"] == "processed":
+            if not _is_share(refund["amount_paise"], goes_back, payment["amount_paise"], gone):
+                yield (
+                    f"{whose}: {goes_back} paise of {payment['id']} had to go back, {refund['amount_paise']} did"
+                )
             yield from _credits(evidence, intent, payment)
     for (change_id, payment_id), row in refunds.items():
         if row["amount_paise"] > mirrored[payment_id]["amount_paise"]:
@@ -55,6 +60,24 @@ def _credits(evidence: Evidence, intent: Row, payment: Row) -> Iterator[str]:
                 f"{intent['id']} of {intent['tenant_id']}: {share} credits of {grant['reference_id']} were unused,"
                 f" {mine} were taken back"
             )
+
+
+def _spent_paise(evidence: Evidence, intent: Row, payment: Row) -> int:
+    """What credits that were spent, and that the new plan's did not make up for, had cost."""
+    bought = {
+        row["reference_id"]: row for row in evidence.tables["grants"] if row["payment_id"] == payment["id"]
+    }
+    spent = 0
+    for row in evidence.tables["revocations"]:
+        reference = row["grant_reference_id"]
+        if (
+            row["tenant_id"] == intent["tenant_id"]
+            and row["reference_id"] == f"proration:{intent['id']}:{reference}"
+        ):
+            short = row.get("short") or 0
+            spent += short if reference in bought else short - row["credits"]
+    whole = sum(row["credits"] for row in bought.values())
+    return -(-payment["amount_paise"] * max(0, spent) // whole) if whole else 0
 
 
 def unused(whole: int, period: Row, since: datetime) -> int:
