@@ -5,7 +5,6 @@ import re
 from billing.subscriptions.v1 import subscriptions_pb2 as pb
 
 from services.subscriptions.actions import addons
-from services.subscriptions.errors import PageTokenInvalid
 from services.subscriptions.rpc import messages
 from services.subscriptions.rpc.messages import Context
 from services.subscriptions.rpc.room import Desk
@@ -69,10 +68,7 @@ class Addons(Desk):
         self, request: pb.ListTenantAddonsRequest, context: Context
     ) -> pb.ListTenantAddonsResponse:
         if request.page_token and not _TOKEN.fullmatch(request.page_token):
-            raise PageTokenInvalid(
-                "this page token is not one of ours",
-                violations=[("page_token", "pass next_page_token of the answer before, unchanged")],
-            )
+            raise messages.strange_token()
         size = request.page_size or messages.PAGE_SIZE_DEFAULT
         found = await addons.list_addons(
             self._room.engine,

@@ -1,28 +1,21 @@
 """SubscriptionsService: tax invoices, and whom they are made out to."""
 
 import asyncio
-import re
 from dataclasses import asdict, fields
-from datetime import UTC, datetime, timedelta
 
 from billing.subscriptions.v1 import subscriptions_pb2 as pb
 
 from services.subscriptions import documents
 from services.subscriptions.actions import billing_info
 from services.subscriptions.actions import invoices as actions
-from services.subscriptions.errors import PageTokenInvalid
 from services.subscriptions.rpc import messages
 from services.subscriptions.rpc.messages import Context
 from services.subscriptions.rpc.room import Desk, Room
 from services.subscriptions.rules.amounts import format_inr
 from services.subscriptions.rules.billing_info import BillingInfo
 from services.subscriptions.rules.invoices import Invoice
-from shared import paging
-from shared.errors import InvalidArgument
 
 _KINDS = {"tax_invoice": pb.INVOICE_KIND_TAX_INVOICE, "credit_note": pb.INVOICE_KIND_CREDIT_NOTE}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_PLACE = re.compile(r"([0-9]{1,17}) (inv_[0-9a-z]{1,40})")
 # A drawing keeps a processor busy for a tenth of a second; the rest of the room goes on beside so many.
 DRAWINGS_AT_ONCE = 2
 
@@ -37,17 +30,17 @@ class Invoices(Desk):
     async def ListInvoices(
         self, request: pb.ListInvoicesRequest, context: Context
     ) -> pb.ListInvoicesResponse:
-        size = paging.size(request.page_size)
+        size = request.page_size or messages.PAGE_SIZE_DEFAULT
         found = await actions.list_invoices(
             self._room.engine,
             tenant_id=request.tenant_id,
-            before=_before(request.page_token),
+            before=messages.place(request.page_token),
             limit=size + 1,
         )
         shown = found[:size]
         return pb.ListInvoicesResponse(
             invoices=[_invoice(each) for each in shown],
-            next_page_token=_token(shown[-1]) if len(found) > size else "",
+            next_page_token=messages.token_of(shown[-1].issued_at, shown[-1].id) if len(found) > size else "",
         )
 
     async def RenderInvoice(
@@ -104,23 +97,3 @@ def _invoice(invoice: Invoice) -> pb.Invoice:
         place_of_supply=invoice.place_of_supply,
         refund_id=invoice.refund_id or "",
     )
-
-
-def _token(last: Invoice) -> str:
-    return paging.token(f"{(last.issued_at - _EPOCH) // timedelta(microseconds=1)} {last.id}")
-
-
-def _before(page_token: str) -> tuple[datetime, str] | None:
-    # The place of the last one shown rather than a count: what is issued meanwhile stands above it.
-    if not page_token:
-        return None
-    try:
-        place = _PLACE.fullmatch(paging.position(page_token) or "")
-    except InvalidArgument:
-        place = None
-    if place is None:
-        raise PageTokenInvalid(
-            "this page token is not one of ours",
-            violations=[("page_token", "pass next_page_token of the answer before, unchanged")],
-        )
-    return _EPOCH + timedelta(microseconds=int(place[1])), place[2]

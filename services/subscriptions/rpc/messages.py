@@ -1,6 +1,7 @@
 """Plain values to protobuf and back."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypeVar
@@ -18,8 +19,11 @@ from services.subscriptions.errors import PageTokenInvalid
 from services.subscriptions.rules.catalog import Cycle
 from services.subscriptions.rules.entitlements import Limit, ServiceEntitlement
 from services.subscriptions.rules.tasks import Task
+from shared import paging
+from shared.errors import InvalidArgument
 
 PAGE_SIZE_DEFAULT = 50
+_ITEM = re.compile(r"[a-z]+_[0-9a-z]{1,40}")
 CYCLES: dict[Cycle | None, catalog_pb2.BillingCycle.ValueType] = {
     None: catalog_pb2.BILLING_CYCLE_UNSPECIFIED,
     "monthly": catalog_pb2.BILLING_CYCLE_MONTHLY,
@@ -69,11 +73,36 @@ def offset(page_token: str) -> int:
     if not page_token:
         return 0
     if not page_token.isascii() or not page_token.isdigit() or len(page_token) > 18:
-        raise PageTokenInvalid(
-            "this page token is not one of ours",
-            violations=[("page_token", "pass next_page_token of the answer before, unchanged")],
-        )
+        raise strange_token()
     return int(page_token)
+
+
+def token_of(moment: datetime, item_id: str) -> str:
+    """The token of the page after an item, in lists from the newest down: what is written meanwhile moves nothing."""
+    return paging.token(f"{moment.isoformat()} {item_id}")
+
+
+def place(page_token: str) -> tuple[datetime, str] | None:
+    """The inverse of `token_of`; None for the first page."""
+    try:
+        position = paging.position(page_token)
+        if position is None:
+            return None
+        moment, item_id = position.split(" ")
+        begins = datetime.fromisoformat(moment), item_id
+    except (InvalidArgument, ValueError) as error:
+        raise strange_token() from error
+    if begins[0].tzinfo is None or not _ITEM.fullmatch(item_id):
+        raise strange_token()
+    return begins
+
+
+def strange_token() -> PageTokenInvalid:
+    """The refusal of a token that no answer of ours held."""
+    return PageTokenInvalid(
+        "this page token is not one of ours",
+        violations=[("page_token", "pass next_page_token of the answer before, unchanged")],
+    )
 
 
 def limit(key: str, value: int | None) -> catalog_pb2.Limit:

@@ -1,18 +1,14 @@
 """SubscriptionsAdminService: what tenants were told."""
 
 import json
-from datetime import datetime
 
 from billing.subscriptions.v1 import subscriptions_admin_pb2 as pb
 
 from services.subscriptions.actions import notices
-from services.subscriptions.errors import PageTokenInvalid
 from services.subscriptions.rpc import messages
 from services.subscriptions.rpc.messages import Context
 from services.subscriptions.rpc.room import Desk
 from services.subscriptions.rules.notices import Notice
-from shared import paging
-from shared.errors import InvalidArgument
 
 
 class Notices(Desk):
@@ -26,36 +22,16 @@ class Notices(Desk):
             self._room.engine,
             tenant_id=request.tenant_id or None,
             kind=request.kind or None,
-            before=_before(request.page_token),
+            before=messages.place(request.page_token),
             limit=size + 1,
         )
         shown = found[:size]
         return pb.ListNotificationsResponse(
             notifications=[_notice(each) for each in shown],
-            next_page_token=_token(shown[-1]) if len(found) > size else "",
+            next_page_token=messages.token_of(shown[-1].created_at, shown[-1].id)
+            if len(found) > size
+            else "",
         )
-
-
-def _token(last: Notice) -> str:
-    return paging.token(f"{last.created_at.isoformat()} {last.id}")
-
-
-def _before(page_token: str) -> tuple[datetime, str] | None:
-    """Where the page before ended; what is written meanwhile is newer and moves nothing."""
-    try:
-        position = paging.position(page_token)
-        if position is None:
-            return None
-        created_at, notice_id = position.split(" ")
-        moment = datetime.fromisoformat(created_at)
-        if moment.tzinfo is None:
-            raise ValueError("a moment without a zone")
-    except (InvalidArgument, ValueError) as error:
-        raise PageTokenInvalid(
-            "this page token is not one of ours",
-            violations=[("page_token", "pass next_page_token of the answer before, unchanged")],
-        ) from error
-    return moment, notice_id
 
 
 def _notice(of: Notice) -> pb.Notification:

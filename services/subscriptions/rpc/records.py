@@ -1,19 +1,15 @@
 """SubscriptionsAdminService: the audit log."""
 
 import json
-from datetime import datetime
 from typing import Any
 
 from billing.subscriptions.v1 import subscriptions_admin_pb2 as pb
 
 from services.subscriptions.actions import records
-from services.subscriptions.errors import PageTokenInvalid
 from services.subscriptions.rpc import messages
 from services.subscriptions.rpc.messages import Context
 from services.subscriptions.rpc.room import Desk
 from services.subscriptions.rules.records import Record
-from shared import paging
-from shared.errors import InvalidArgument
 
 
 class Records(Desk):
@@ -27,34 +23,16 @@ class Records(Desk):
             self._room.engine,
             tenant_id=request.tenant_id or None,
             action=request.action or None,
-            before=_place(request.page_token),
+            before=messages.place(request.page_token),
             limit=size + 1,
         )
         shown = found[:size]
         return pb.ListAuditLogResponse(
             entries=[_entry(each) for each in shown],
-            next_page_token=_token(shown[-1]) if len(found) > size else "",
+            next_page_token=messages.token_of(shown[-1].created_at, shown[-1].id)
+            if len(found) > size
+            else "",
         )
-
-
-def _token(last: Record) -> str:
-    return paging.token(f"{last.created_at.isoformat()} {last.id}")
-
-
-def _place(page_token: str) -> tuple[datetime, str] | None:
-    try:
-        moment, _, audit_id = (paging.position(page_token) or "").partition(" ")
-        if not page_token:
-            return None
-        place = datetime.fromisoformat(moment)
-        if place.tzinfo is None:
-            raise ValueError("a moment without its zone is not one that we wrote")
-    except (InvalidArgument, ValueError) as error:
-        raise PageTokenInvalid(
-            "this page token is not one of ours",
-            violations=[("page_token", "pass next_page_token of the answer before, unchanged")],
-        ) from error
-    return place, audit_id
 
 
 def _entry(of: Record) -> pb.AuditEntry:

@@ -66,7 +66,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The subscription's status does not allow it. Metadata: status, allowed."""
     ERROR_REASON_QUOTE_STALE: _ErrorReason.ValueType  # 17
     """FAILED_PRECONDITION. The quote is older than the catalogue, the subscription or its own expiry. Metadata: cause.
-    Call PreviewChange again and show the customer the new one.
+    Call PreviewChange again, show the customer the new one, and ask for it with a new idempotency key.
     """
     ERROR_REASON_INSUFFICIENT_CREDITS: _ErrorReason.ValueType  # 18
     """FAILED_PRECONDITION. The wallet does not hold what the add-on costs. Metadata: available, requested, shortfall."""
@@ -168,7 +168,7 @@ ERROR_REASON_WRONG_STATUS: ErrorReason.ValueType  # 16
 """FAILED_PRECONDITION. The subscription's status does not allow it. Metadata: status, allowed."""
 ERROR_REASON_QUOTE_STALE: ErrorReason.ValueType  # 17
 """FAILED_PRECONDITION. The quote is older than the catalogue, the subscription or its own expiry. Metadata: cause.
-Call PreviewChange again and show the customer the new one.
+Call PreviewChange again, show the customer the new one, and ask for it with a new idempotency key.
 """
 ERROR_REASON_INSUFFICIENT_CREDITS: ErrorReason.ValueType  # 18
 """FAILED_PRECONDITION. The wallet does not hold what the add-on costs. Metadata: available, requested, shortfall."""
