@@ -14,6 +14,7 @@ from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.clients.notices import NoticeSink
 from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.config import SubscriptionsSettings
+from services.subscriptions.errors import CatalogInvalid
 from services.subscriptions.rpc.doors import doors
 from services.subscriptions.rpc.room import Room
 from shared import clock, config, database, logs, startup
@@ -101,9 +102,14 @@ def apply_catalog(
 
     async def apply() -> None:
         engine, razorpay = _engine(settings), _razorpay(settings)
-        await apply_file(engine, razorpay, dry_run=dry_run, console=Console(width=160))
-        await engine.dispose()
-        razorpay.close()
+        try:
+            await apply_file(engine, razorpay, dry_run=dry_run, console=Console(width=160))
+        except CatalogInvalid as error:
+            typer.echo(f"Nothing was changed. {error}", err=True)
+            raise typer.Exit(1) from None
+        finally:
+            await engine.dispose()
+            razorpay.close()
 
     uvloop.run(apply())
 

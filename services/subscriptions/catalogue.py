@@ -3,6 +3,7 @@
 import os
 import pwd
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from services.subscriptions.actions import catalog as actions
 from services.subscriptions.actions.provider_plans import ensure_all
 from services.subscriptions.clients.razorpay import Razorpay
+from services.subscriptions.errors import CatalogInvalid
 from services.subscriptions.rules import catalog as rules
 from services.subscriptions.rules.amounts import MANDATE_CEILING_PAISE, format_inr
 from services.subscriptions.rules.catalog import CYCLES, Catalog, CatalogChange
@@ -20,9 +22,26 @@ from shared.errors import BillingError
 FILE = Path(__file__).parent / "catalog.yaml"
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a name that is written twice is an error: the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [name.value for name, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"catalog.yaml: {name} is written twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
 def load_catalog(path: Path = FILE) -> Catalog:
-    """The catalogue of a file; ValueError says what is wrong with it."""
-    return rules.parse(yaml.safe_load(path.read_text(encoding="utf-8")))
+    """The catalogue of a file; CatalogInvalid names everything that is wrong with it."""
+    try:
+        # A loader for plain values only, as safe_load's.
+        return rules.parse(yaml.load(path.read_text(encoding="utf-8"), _Loader))  # noqa: S506
+    except yaml.YAMLError as error:
+        raise CatalogInvalid(f"catalog.yaml is no YAML: {error}") from error
+    except ValueError as error:
+        raise CatalogInvalid(str(error)) from error
 
 
 async def apply_file(engine: AsyncEngine, razorpay: Razorpay, *, dry_run: bool, console: Console) -> None:

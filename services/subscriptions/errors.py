@@ -5,7 +5,7 @@ NotFound            UnknownTenant  UnknownPlan  UnknownCreditPack  UnknownTask  
 FailedPrecondition  IdempotencyKeyReused  PlanNotForSale  AlreadySubscribed  SubscriptionExists  ChangePending
                     NoPendingChange  NoSubscription  WrongStatus  QuoteStale  PaymentMismatch  RefundExceedsPayment
                     TaskCompleted  NotAnOrphan  CheckoutClosed  ProviderRefused  ProviderNotConfigured  AddonExists
-                    AddonWithoutEffect  InsufficientCredits  AccountFrozen
+                    AddonWithoutEffect  InsufficientCredits  AccountFrozen  CatalogInvalid
 InvalidArgument     PageTokenInvalid  GstinInvalid
 PermissionDenied    SignatureMismatch
 Aborted             Conflict
@@ -116,6 +116,10 @@ class InsufficientCredits(FailedPrecondition):
 
 class AccountFrozen(FailedPrecondition):
     reason = "ACCOUNT_FROZEN"
+
+
+class CatalogInvalid(FailedPrecondition):
+    reason = "CATALOG_INVALID"
 
 
 class PaymentMismatch(FailedPrecondition):

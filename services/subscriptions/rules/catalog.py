@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from services.subscriptions.rules import catalog_file
 from services.subscriptions.rules.amounts import gst_on, with_gst, yearly_discount_pct
 
 Cycle = Literal["monthly", "yearly"]
@@ -142,43 +143,28 @@ class CatalogChange:
 
 def parse(document: Mapping[str, Any]) -> Catalog:
     """The catalogue that a YAML document describes; ValueError names everything that is wrong with it."""
-    limits = {
-        f"{service}.{key}": LimitDefinition(
-            service=service,
-            key=key,
-            name=definition["name"],
-            unit=definition["unit"],
-            kind=definition.get("kind", "hard"),
-            grace_seconds=definition.get("grace_seconds", 0),
-        )
-        for service, described in document["services"].items()
-        for key, definition in described["limits"].items()
-    }
+    file = catalog_file.read(document)
     catalog = Catalog(
-        services={code: described["name"] for code, described in document["services"].items()},
-        limits=limits,
-        plans={
-            code: _plan(code, position, described)
-            for position, (code, described) in enumerate(document["plans"].items())
+        services={code: service.name for code, service in file.services.items()},
+        limits={
+            f"{service}.{key}": LimitDefinition(
+                service, key, limit.name, limit.unit, limit.kind, limit.grace_seconds
+            )
+            for service, described in file.services.items()
+            for key, limit in described.limits.items()
         },
+        plans={code: _plan(code, position, plan) for position, (code, plan) in enumerate(file.plans.items())},
         credit_packs={
-            code: CreditPack(code, pack["name"], position, pack["credits"], pack["total_rupees"] * 100)
-            for position, (code, pack) in enumerate(document["credit_packs"].items())
+            code: CreditPack(code, pack.name, position, pack.credits, pack.total_rupees * 100)
+            for position, (code, pack) in enumerate(file.credit_packs.items())
         },
         addons={
-            code: Addon(
-                code,
-                addon["name"],
-                addon["limit"],
-                addon["quantity"],
-                addon["credits"],
-                addon["period_days"],
-            )
-            for code, addon in document["addons"].items()
+            code: Addon(code, addon.name, addon.limit, addon.quantity, addon.credits, addon.period_days)
+            for code, addon in file.addons.items()
         },
         credit_costs={
-            action: CreditCost(action, cost["credits"], cost["description"])
-            for action, cost in document["credit_costs"].items()
+            action: CreditCost(action, cost.credits, cost.description)
+            for action, cost in file.credit_costs.items()
         },
     )
     wrong = list(_mistakes(catalog))
@@ -201,18 +187,18 @@ def differences(before: Catalog, after: Catalog) -> list[CatalogChange]:
     return changes
 
 
-def _plan(code: str, position: int, described: Mapping[str, Any]) -> Plan:
+def _plan(code: str, position: int, plan: catalog_file.PlanEntry) -> Plan:
     return Plan(
         code=code,
-        name=described["name"],
+        name=plan.name,
         position=position,
-        price_monthly_paise=described["monthly_rupees"] * 100,
-        price_yearly_paise=described["yearly_rupees"] * 100,
-        base_credits=described["base_credits"],
-        credit_cadence=described.get("credit_cadence", "per_cycle"),
-        trial_days=described.get("trial_days", 0),
-        trial_credits=described.get("trial_credits", 0),
-        limits={path: None if value == "unlimited" else value for path, value in described["limits"].items()},
+        price_monthly_paise=plan.monthly_rupees * 100,
+        price_yearly_paise=plan.yearly_rupees * 100,
+        base_credits=plan.base_credits,
+        credit_cadence=plan.credit_cadence,
+        trial_days=plan.trial_days,
+        trial_credits=plan.trial_credits,
+        limits={path: None if value == "unlimited" else value for path, value in plan.limits.items()},
     )
 
 
@@ -220,23 +206,15 @@ def _mistakes(catalog: Catalog) -> Iterator[str]:
     if FREE not in catalog.plans or catalog.plans[FREE].is_paid:
         yield "a plan `free` that costs nothing is needed"
     for plan in catalog.plans.values():
-        if plan.credit_cadence not in ("per_cycle", "monthly"):
-            yield f"plans.{plan.code}.credit_cadence is neither per_cycle nor monthly"
         if (plan.price_monthly_paise > 0) != (plan.price_yearly_paise > 0):
             yield f"plans.{plan.code} has a price in one cycle only"
         for path in plan.limits.keys() ^ catalog.limits.keys():
             yield f"plans.{plan.code}.limits.{path} is " + (
                 "unknown" if path in plan.limits else "not said: write 0 for none or `unlimited`"
             )
-        for path, value in plan.limits.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                yield f"plans.{plan.code}.limits.{path} is neither a whole number nor `unlimited`"
     for addon in catalog.addons.values():
         if addon.limit not in catalog.limits:
             yield f"addons.{addon.code}.limit names no limit"
-    for pack in catalog.credit_packs.values():
-        if pack.credits <= 0 or pack.total_paise < 100:
-            yield f"credit_packs.{pack.code} needs credits and a price of at least ₹1"
 
 
 def _lines(catalog: Catalog) -> Iterator[tuple[tuple[str, str], str]]:

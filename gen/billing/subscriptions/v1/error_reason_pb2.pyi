@@ -122,6 +122,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The tenant's plan has no bound that the add-on would raise. Metadata: addon, limit, plan_code.
     Nothing was charged; there is no need to buy it.
     """
+    ERROR_REASON_CATALOG_INVALID: _ErrorReason.ValueType  # 36
+    """FAILED_PRECONDITION. `catalog.yaml` cannot be applied; nothing was changed. The message names every place and what
+    is wrong there: correct the file.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused."""
@@ -223,5 +227,9 @@ call resumes where it stopped. Otherwise RenewAddons finishes what was begun.
 ERROR_REASON_ADDON_WITHOUT_EFFECT: ErrorReason.ValueType  # 35
 """FAILED_PRECONDITION. The tenant's plan has no bound that the add-on would raise. Metadata: addon, limit, plan_code.
 Nothing was charged; there is no need to buy it.
+"""
+ERROR_REASON_CATALOG_INVALID: ErrorReason.ValueType  # 36
+"""FAILED_PRECONDITION. `catalog.yaml` cannot be applied; nothing was changed. The message names every place and what
+is wrong there: correct the file.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
