@@ -8,11 +8,14 @@ import os
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 import asyncio
+import json
 import random
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -106,7 +109,12 @@ async def _live(
             year = Year(place, plan, progress=lambda day: _advance(console, bar, task, place, day))
             told = await year.run()
         evidence = await gather(place, told)
-    return wrong_with(evidence), place.tally, told_by(evidence)
+    wrong = wrong_with(evidence)
+    if wrong:
+        found = Path(tempfile.gettempdir()) / "billing-year.json"
+        found.write_text(json.dumps({**vars(evidence), "debits": None, "adjustments": None}, default=str))
+        console.print(f"What was found: {found}", highlight=False)
+    return wrong, place.tally, told_by(evidence)
 
 
 def _bar(console: Console) -> Progress:

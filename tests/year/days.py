@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -90,6 +91,8 @@ class Year:
     async def _day(self, day: int) -> None:
         place = self.place
         place.move(DAY)
+        if day - 1 in self._kill_days:
+            place.let_leases_lapse()
         was_deaf, deaf = place.deaf, self.rng.random() < 0.04
         if deaf != was_deaf:
             await place.lose_webhooks(deaf)
@@ -113,7 +116,8 @@ class Year:
         """kill -9 of subscriptions while customers and jobs are at it; the launcher starts it again."""
         if day in self._kill_days:
             await asyncio.sleep(self.rng.uniform(0.01, 0.2))
-            self.place.suite.kill("subscriptions")
+            with contextlib.suppress(ProcessLookupError):  # it has not come back yet from the time before
+                self.place.suite.kill("subscriptions")
 
     async def _let(self, customer: Customer, day: int) -> None:
         async with self._few:
@@ -177,5 +181,5 @@ class Year:
         for found in await self.place.rows(ABANDONED):
             request = pb.CancelPendingChangeRequest(tenant_id=found["tenant_id"], idempotency_key="abandoned")
             await self.place.tally.ask(self.place.product.CancelPendingChange, request, "the operator")
-        await self.place.run_job("reconcile")
+        await self.place.run_jobs(*DAILY)
         await self.place.drain()
