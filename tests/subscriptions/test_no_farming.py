@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from billing.subscriptions.v1 import payment_events_pb2
+from billing.subscriptions.v1 import subscriptions_admin_pb2 as admin_pb
 
+from services.subscriptions.rules.tasks import ATTEMPTS_MAX
 from tests.ledger.conftest import Travel
 from tests.subscriptions.conftest import Room, event
 from tests.subscriptions.life import Life, refused
@@ -116,3 +118,34 @@ async def test_what_was_spent_of_the_time_that_is_given_back_is_paid_for(
     # And nothing of it is decided anew by what comes later.
     await life.reconcile()
     assert back == sum(each["amount_paise"] for each in life.refunds() if each["status"] == "processed")
+
+
+async def test_money_of_a_change_goes_back_when_a_person_has_settled_its_credits(
+    room: Room, tenant: str, travel: Travel
+) -> None:
+    life = Life(room, tenant, travel)
+    await life.subscribe("starter")
+    await life.pass_time(days=1, tick=False)
+    begun = await life.change("pro")
+    # The ledger holds no such grant, and will not however often it is asked.
+    room.change("UPDATE credit_grants SET reference_id = reference_id || 'x' WHERE tenant_id = %s", tenant)
+    await life.act(begun.checkout.subscription_id, "pay", method="card")
+    for _ in range(ATTEMPTS_MAX):
+        await life.pass_time(hours=5, tick=False)
+    [given_up] = room.rows(
+        "SELECT id, task_type FROM billing_reconciliation_queue"
+        " WHERE tenant_id = %s AND abandoned_at IS NOT NULL",
+        tenant,
+    )
+    assert given_up["task_type"] == "revoke_grant"
+
+    await room.admin.ResolveReconciliationTask(
+        admin_pb.ResolveReconciliationTaskRequest(
+            task_id=given_up["id"], idempotency_key="settled", actor="asha@example.com", reason="by hand"
+        )
+    )
+
+    [refund] = life.refunds()
+    assert refund["amount_paise"] == begun.quote.refund_paise
+    assert life.refunded(refund["payment_id"]) == [refund["amount_paise"]]
+    assert life.open_tasks() == []

@@ -88,7 +88,7 @@ async def give_back_unused(
             await store.lock_payment(db, payment.id)
             await _give_back(db, tenant_id, payment, taker.intent_id, since, now, policy)
     for refund_id in await store.list_waiting(db, tenant_id):
-        await _go_on(db, tenant_id, refund_id, now)
+        await go_on(db, tenant_id, refund_id, now)
 
 
 async def _give_back(
@@ -131,11 +131,11 @@ async def take_note(
 ) -> None:
     """Step: the ledger has taken what a change takes, but for `short` credits that were spent."""
     refund_id = await store.save_short(db, tenant_id, reference_id, short)
-    await _go_on(db, tenant_id, refund_id, now)
+    await go_on(db, tenant_id, refund_id, now)
 
 
-async def _go_on(db: AsyncConnection, tenant_id: str, refund_id: str, now: datetime) -> None:
-    """The money goes back once its credits did: what was spent of them is taken of the new ones, the rest of the money."""
+async def go_on(db: AsyncConnection, tenant_id: str, refund_id: str, now: datetime) -> None:
+    """Step: money goes back once its credits did; what was spent of them is taken of the new ones, then of the money."""
     refund = await store.get_refund(db, refund_id)
     if await task_store.has_task(db, tenant_id, tasks.refund_key(refund)):
         return  # its amount is decided

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from services.subscriptions.actions import claims
 from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.errors import NotAnOrphan, TaskCompleted, UnknownTask
 from services.subscriptions.rules.events import ProviderSubscription
@@ -50,6 +51,9 @@ async def resolve_task(engine: AsyncEngine, word: Word, *, task_id: str, clock: 
         if task.completed_at is not None:
             raise TaskCompleted(f"task {task_id} is done", task_id=task_id)
         await store.close_task(db, task.id, clock(), f"resolved by {word.actor}: {word.reason}"[:500])
+        if task.task_type == "revoke_grant" and task.payload["reason"] == "payment.proration":
+            await subscription_store.lock_subscription(db, task.tenant_id)
+            await claims.go_on(db, task.tenant_id, task.payload["causeId"], clock())
         before = {
             "attempts": task.attempts,
             "abandoned": task.abandoned_at is not None,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, or_, select, text, update
+from sqlalchemy import case, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -358,9 +358,22 @@ async def save_short(db: AsyncConnection, tenant_id: str, reference_id: str, sho
 
 
 async def list_taken(db: AsyncConnection, tenant_id: str, cause_id: str) -> list[Taken]:
-    """What a change takes, of the old grants and of the new one."""
+    """What a change takes, of the old grants and of the new one; what a person settled elsewhere is taken in full."""
+    queue = tables.billing_reconciliation_queue
+    settled = case((queue.c.completed_at.is_not(None), 0))
     rows = await db.execute(
-        select(revoked.c.grant_reference_id, revoked.c.credits, revoked.c.short).where(
+        select(
+            revoked.c.grant_reference_id,
+            revoked.c.credits,
+            func.coalesce(revoked.c.short, settled).label("short"),
+        )
+        .outerjoin_from(
+            revoked,
+            queue,
+            (queue.c.tenant_id == revoked.c.tenant_id)
+            & (queue.c.idempotency_key == "revoke:" + revoked.c.reference_id),
+        )
+        .where(
             revoked.c.tenant_id == tenant_id, revoked.c.cause_id == cause_id, revoked.c.restored_at.is_(None)
         )
     )
