@@ -204,7 +204,7 @@ class _CancelModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CancelMode
     CANCEL_MODE_AT_PERIOD_END: _CancelMode.ValueType  # 1
     """At the end of what is paid. Under SUBSCRIPTION_STATUS_PAST_DUE and _PAUSED nothing is: it ends now."""
     CANCEL_MODE_NOW: _CancelMode.ValueType  # 2
-    """Now; nothing is refunded by this call."""
+    """Now; nothing is refunded by this call, nor by a purchase that follows it."""
 
 class CancelMode(_CancelMode, metaclass=_CancelModeEnumTypeWrapper):
     """When a cancellation takes effect."""
@@ -214,7 +214,7 @@ CANCEL_MODE_UNSPECIFIED: CancelMode.ValueType  # 0
 CANCEL_MODE_AT_PERIOD_END: CancelMode.ValueType  # 1
 """At the end of what is paid. Under SUBSCRIPTION_STATUS_PAST_DUE and _PAUSED nothing is: it ends now."""
 CANCEL_MODE_NOW: CancelMode.ValueType  # 2
-"""Now; nothing is refunded by this call."""
+"""Now; nothing is refunded by this call, nor by a purchase that follows it."""
 Global___CancelMode: _TypeAlias = CancelMode  # noqa: Y015
 
 class _VerifyStatus:
