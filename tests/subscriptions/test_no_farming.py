@@ -149,3 +149,25 @@ async def test_money_of_a_change_goes_back_when_a_person_has_settled_its_credits
     assert refund["amount_paise"] == begun.quote.refund_paise
     assert life.refunded(refund["payment_id"]) == [refund["amount_paise"]]
     assert life.open_tasks() == []
+
+
+async def test_a_refund_that_is_refused_does_not_cover_up_the_one_before_it(
+    room: Room, tenant: str, travel: Travel
+) -> None:
+    life = Life(room, tenant, travel)
+    await life.subscribe("pro")
+    await life.pass_time(days=31)
+    room.sandbox.set(
+        "faults", kind="refuse", description="Not now", method="POST", path="/v1/payments/", times=2
+    )
+
+    answers = [await life.refund(payment["id"], key=payment["id"]) for payment in life.payments()]
+
+    assert [answer.status for answer in answers] == ["failed", "failed"]
+    [finding] = room.rows(
+        "SELECT observed FROM billing_integrity_reports WHERE tenant_id = %s AND check_type = 'refund_failed'",
+        tenant,
+    )
+    first, second = life.payments()
+    assert finding["observed"]["paymentId"] == second["id"]
+    assert [each["paymentId"] for each in finding["observed"]["earlier"]] == [first["id"]]

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Literal
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -11,13 +10,16 @@ from services.subscriptions.actions.invoices import issue_credit_note
 from services.subscriptions.rules import claims, lifecycle, tasks
 from services.subscriptions.rules.claims import Claim, Revocation
 from services.subscriptions.rules.fence import KnownSubscription
-from services.subscriptions.rules.funding import Refund
+from services.subscriptions.rules.funding import Finding, Refund
 from services.subscriptions.rules.policy import Policy
+from services.subscriptions.store import events as event_store
 from services.subscriptions.store import money as store
 from services.subscriptions.store import purchases
 from services.subscriptions.store import tasks as task_store
 from shared.ids import new_id
 from shared.ops import store as ops
+
+ROOM = "subscriptions"
 
 
 async def settle_claims(db: AsyncConnection, payment_id: str, now: datetime, policy: Policy) -> None:
@@ -112,7 +114,7 @@ async def _give_back(
         return
     if status == "failed":
         observed = {"paymentId": paid.id, "unusedPaise": amount, "changeId": change_id}
-        await _open_finding(db, "unused_not_refundable", "warning", tenant_id, observed)
+        await open_finding(db, Finding("unused_not_refundable", "warning", observed), tenant_id)
         return
     if policy.upgrade_credits == "none":
         await _owe_refund(db, tenant_id, refund, change_id, now)
@@ -167,7 +169,7 @@ async def go_on(db: AsyncConnection, tenant_id: str, refund_id: str, now: dateti
     if amount < claims.SMALLEST_REFUND_PAISE:
         await store.save_refund(db, replace(refund, status="failed"), now=now)
         observed = {"refundId": refund.id, "paymentId": refund.payment_id, "creditsSpent": spent}
-        await _open_finding(db, "unused_was_spent", "warning", tenant_id, observed)
+        await open_finding(db, Finding("unused_was_spent", "warning", observed), tenant_id)
         return
     if amount < refund.amount_paise:
         await store.save_amount(db, refund.id, amount)
@@ -194,23 +196,21 @@ async def fail_refund(db: AsyncConnection, tenant_id: str, refund_id: str, why: 
     await store.save_refund(db, replace(refund, status="failed"), now=now)
     await restore_claims(db, tenant_id, refund.id, now)
     observed = {"refundId": refund.id, "paymentId": refund.payment_id, "kind": refund.kind, "why": why}
-    await _open_finding(db, "refund_failed", "critical", tenant_id, observed)
+    await open_finding(db, Finding("refund_failed", "critical", observed), tenant_id)
 
 
-async def _open_finding(
-    db: AsyncConnection,
-    check_type: str,
-    severity: Literal["warning", "critical"],
-    tenant_id: str,
-    observed: dict[str, Any],
-) -> None:
+async def open_finding(db: AsyncConnection, finding: Finding, tenant_id: str | None) -> None:
+    """Step: tell people; what an open finding of the kind says of other payments stays beside it."""
+    earlier = await event_store.find_open_finding(db, ROOM, finding.check_type, tenant_id)
+    if earlier is not None:
+        finding = finding.beside(earlier)
     await ops.open_finding(
         db,
-        room="subscriptions",
-        check_type=check_type,
+        room=ROOM,
+        check_type=finding.check_type,
         tenant_id=tenant_id,
-        severity=severity,
-        observed=observed,
+        severity=finding.severity,
+        observed=finding.observed,
     )
 
 

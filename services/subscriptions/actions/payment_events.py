@@ -13,7 +13,7 @@ from services.subscriptions.rules import funding, tasks
 from services.subscriptions.rules import purchases as purchase_rules
 from services.subscriptions.rules.events import PaymentEvent
 from services.subscriptions.rules.fence import KnownSubscription
-from services.subscriptions.rules.funding import Decision, Finding, Refund, Situation
+from services.subscriptions.rules.funding import Decision, Refund, Situation
 from services.subscriptions.rules.lifecycle import Subscription
 from services.subscriptions.rules.policy import Policy
 from services.subscriptions.rules.purchases import (
@@ -29,7 +29,6 @@ from services.subscriptions.store import subscriptions as subscription_store
 from services.subscriptions.store import tasks as task_store
 from shared.database import lost_race, transaction
 from shared.ids import new_id
-from shared.ops import store as ops
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ async def apply_event(
     if row is not None and (decision.subscription is not None or decision.payment is not None):
         slipped = funding.slipped_in(row, decision)
         if slipped is not None:
-            await _open_finding(db, slipped, row.tenant_id)
+            await claims.open_finding(db, slipped, row.tenant_id)
         begun = None
         if subject.intent is not None and decision.subscription is not None:
             begun = purchase_rules.begun(row, subject.intent, decision.subscription.id)
@@ -271,7 +270,7 @@ async def _write(
     if decision.dispute is not None:
         await money.save_dispute(db, decision.dispute, subject.tenant_id)
     if decision.finding is not None:
-        await _open_finding(db, decision.finding, subject.tenant_id)
+        await claims.open_finding(db, decision.finding, subject.tenant_id)
     for task in owed:
         await task_store.insert_task(db, task, now)
 
@@ -309,17 +308,3 @@ async def _write_documents(
             if tenant_id is not None:
                 await claims.restore_claims(db, tenant_id, dispute.id, now)
         await claims.settle_claims(db, dispute.payment_id, now, policy)
-
-
-async def _open_finding(db: AsyncConnection, finding: Finding, tenant_id: str | None) -> None:
-    open_one = await store.find_open_finding(db, standing.ROOM, finding.check_type, tenant_id)
-    if open_one is not None:
-        finding = finding.beside(open_one)
-    await ops.open_finding(
-        db,
-        room=standing.ROOM,
-        check_type=finding.check_type,
-        tenant_id=tenant_id,
-        severity=finding.severity,
-        observed=finding.observed,
-    )
