@@ -102,6 +102,15 @@ def test_credits_on_their_way_are_not_missing_but_given_up_ones_are() -> None:
     assert sorted(checks(replace(BOOKS, tasks=(given_up,)), unfunded)) == ["paid_without_grant", "stuck_task"]
 
 
+@pytest.mark.parametrize(("paid_by", "found"), [(None, []), ("pay_1", ["paid_without_grant"])])
+def test_credits_that_nobody_paid_for_may_lapse_before_the_ledger_heard_of_them(
+    paid_by: str | None, found: list[str]
+) -> None:
+    free = GrantLine("free:tn_1:2026-09", paid_by, 100, expires_at=NOW)
+
+    assert checks(replace(BOOKS, grants=(GRANTED, free))) == found
+
+
 @pytest.mark.parametrize(
     ("given_back", "months", "expected"),
     [

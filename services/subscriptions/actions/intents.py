@@ -138,15 +138,21 @@ async def _at_provider(
         )
     if renewed is None:
         raise Conflict(ANOTHER_CALL)
-    # What was quoted holds for a day; a mandate for later can be authorised until it starts.
-    within = policy.change_valid if intent.quoted_at is not None else AUTHORISE_WITHIN
     return await razorpay.create_subscription(
         plan_id=provider_plan_id,
         total_count=TOTAL_COUNT[intent.billing_cycle],
         notes=intent.notes,
         start_at=intent.first_charge_at,
-        expire_by=intent.first_charge_at or clock() + within,
+        expire_by=_expires_at(intent, clock(), policy),
     )
+
+
+def _expires_at(intent: Intent, now: datetime, policy: Policy) -> datetime:
+    """Until when the customer may authorise: what was quoted, a day; what was scheduled, until it starts; else a week."""
+    if intent.kind in ("downgrade", "cycle_switch") and intent.first_charge_at is not None:
+        return intent.first_charge_at
+    within = policy.change_valid if intent.quoted_at is not None else AUTHORISE_WITHIN
+    return min(intent.first_charge_at or now + within, now + within)
 
 
 async def _finish(

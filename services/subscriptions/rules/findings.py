@@ -96,6 +96,11 @@ class GrantLine:
     reference_id: str
     payment_id: str | None
     credits: int
+    expires_at: datetime | None = None
+
+    def lapsed(self, now: datetime) -> bool:
+        """Nothing was paid for them and their time is over: the ledger may never have heard of them."""
+        return self.payment_id is None and self.expires_at is not None and self.expires_at <= now
 
 
 @dataclass(frozen=True)
@@ -310,7 +315,9 @@ def _paid_without_grant(
         unfunded = [
             grant.reference_id
             for grant in books.grants
-            if grant.reference_id not in funded and f"grant:{grant.reference_id}" not in on_their_way
+            if grant.reference_id not in funded
+            and f"grant:{grant.reference_id}" not in on_their_way
+            and not grant.lapsed(now)
         ]
     if missing or unfunded:
         yield _found(

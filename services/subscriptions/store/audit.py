@@ -143,6 +143,7 @@ async def _grants(
                 table.c.reference_id,
                 table.c.payment_id,
                 table.c.credits,
+                table.c.expires_at,
                 tables.payments.c.id.label("mirrored"),
             )
             .outerjoin_from(table, tables.payments, tables.payments.c.id == table.c.payment_id)
@@ -151,7 +152,10 @@ async def _grants(
         )
     ).all()
     mirrored = frozenset(row.mirrored for row in rows if row.mirrored is not None)
-    lines = ((row.tenant_id, GrantLine(row.reference_id, row.payment_id, row.credits)) for row in rows)
+    lines = (
+        (row.tenant_id, GrantLine(row.reference_id, row.payment_id, row.credits, row.expires_at))
+        for row in rows
+    )
     return _by_tenant(lines), mirrored
 
 
