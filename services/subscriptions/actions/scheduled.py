@@ -59,3 +59,5 @@ async def follow_catalog(engine: AsyncEngine, *, now: datetime, limit: int) -> N
             # Its plan_id was written by hand; the audit tells, and the next catalogue may know the plan.
             async with transaction(engine) as db:
                 await store.save_catalog_version(db, tenant_id, catalog.version)
+        except Exception:
+            _log.exception("catalog_not_followed", tenant_id=tenant_id)  # the next run tries again
