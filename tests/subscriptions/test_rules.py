@@ -339,3 +339,16 @@ def test_alerts_name_the_stage_and_the_limits(days: int, stage: str) -> None:
         ("over_limit", "blog.posts"),
         ("near_limit_95", "media.storage_mb"),
     ]
+
+
+def test_a_full_refund_takes_what_a_change_had_taken_and_gave_back() -> None:
+    grant = Granted("razorpay:pay_1", 3_000)
+    whole = Claim("refund", "rfnd_1", 58_882)
+    change = Revocation("proration:int_2:razorpay:pay_1", "razorpay:pay_1", "proration", "rfd_1", 1_000)
+
+    beside = revocations(58_882, [grant], [whole], [change])
+    gone_back = revocations(58_882, [grant], [whole], beside)
+
+    assert [(each.reference_id, each.credits) for each in beside] == [("razorpay:rfnd_1", 2_000)]
+    assert [(each.reference_id, each.credits) for each in gone_back] == [("razorpay:rfnd_1:rest", 1_000)]
+    assert revocations(58_882, [grant], [whole], [*beside, *gone_back]) == []

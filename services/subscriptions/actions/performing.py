@@ -16,6 +16,7 @@ from services.subscriptions.rules.events import ProviderInvoice, ProviderSubscri
 from services.subscriptions.rules.policy import Policy
 from services.subscriptions.rules.tasks import Task
 from services.subscriptions.store import events as event_store
+from services.subscriptions.store.money import lock_payment
 from services.subscriptions.store.subscriptions import lock_subscription
 from shared.clock import Clock
 from shared.database import transaction
@@ -182,7 +183,10 @@ class Performer:
                 raise
             async with transaction(self._engine) as db:
                 await lock_subscription(db, task.tenant_id)
-                await claims.fail_refund(db, task.tenant_id, refund_id, refusal.message, self._clock())
+                now, payment_id = self._clock(), task.payload["paymentId"]
+                await lock_payment(db, payment_id)
+                await claims.fail_refund(db, task.tenant_id, refund_id, refusal.message, now)
+                await claims.settle_claims(db, payment_id, now, self._policy)
             return f"failed: {refusal.message}"
         await self._apply_event("refund.fetched", refund=refund)
         return f"{refund.id} is {refund.status}"

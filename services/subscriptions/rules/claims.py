@@ -79,6 +79,13 @@ def _of_grant(
         by_claims, by_all = by_claims + credits, by_all + credits
         reference = f"{PROVIDER}:{claim.id}{month_suffix(grant.reference_id)}"
         found.append(Revocation(reference, grant.reference_id, claim.cause, claim.id, credits))
+    # A change of plan had taken its part when these were decided, and has given it back since.
+    share = grant.credits * min(captured_paise, given_back) // captured_paise
+    rest = min(share - by_claims, grant.credits - by_all)
+    if rest > 0 and claims:
+        last = claims[-1]
+        reference = f"{PROVIDER}:{last.id}{month_suffix(grant.reference_id)}:rest"
+        found.append(Revocation(reference, grant.reference_id, last.cause, last.id, rest))
     return found
 
 
