@@ -12,6 +12,7 @@ from services.subscriptions.rules import entitlements, funding, signatures
 from services.subscriptions.rules.alerts import alerts
 from services.subscriptions.rules.amounts import format_inr, gst_inside, gst_on, with_gst, yearly_discount_pct
 from services.subscriptions.rules.catalog import Catalog, differences, parse
+from services.subscriptions.rules.claims import Claim, Granted, Revocation, revocations
 from services.subscriptions.rules.entitlements import ActiveAddon, Override
 from services.subscriptions.rules.funding import Situation
 from services.subscriptions.rules.lifecycle import Subscription
