@@ -141,10 +141,23 @@ class Run:
             return
         now = self.clock()
         seen = look(event_type, self._mode, now, **entities)
-        async with transaction(self.engine) as db:
-            applied = await apply_event(
-                db, seen, idempotency_key="", mode=self._mode, now=now, policy=self._policy
+        try:
+            async with transaction(self.engine) as db:
+                applied = await apply_event(
+                    db, seen, idempotency_key="", mode=self._mode, now=now, policy=self._policy
+                )
+        except Exception as error:  # one tenant's trouble is not the others'
+            _log.exception("sync_not_applied", event_type=event_type, tenant_id=tenant_id)
+            self.tell(
+                Notice(
+                    f"subscriptions.sync.not_applied:{tenant_id}",
+                    "critical",
+                    "What the provider holds could not be applied",
+                    tenant_id,
+                    {"event_type": event_type, "error": type(error).__name__},
+                )
             )
+            return
         self._touched[tenant_id] = None
         _log.info("sync_applied", event_type=event_type, tenant_id=tenant_id, reason=applied.reason)
 
