@@ -249,7 +249,9 @@ async def list_addons(
     """A page of a tenant's add-ons, newest first."""
     async with transaction(engine) as db:
         if await subscription_store.find_subscription(db, tenant_id) is None:
-            raise UnknownTenant(f"tenant {tenant_id} was never provisioned", tenant_id=tenant_id)
+            raise UnknownTenant(
+                f"tenant {tenant_id} was never provisioned: call ProvisionTenant first", tenant_id=tenant_id
+            )
         catalogue = await _catalogue(db)
         rows = await store.list_addons(db, tenant_id, before=before, limit=limit)
     return [rules.show(row, catalogue[row.addon_id]) for row in rows]

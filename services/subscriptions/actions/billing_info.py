@@ -28,7 +28,9 @@ async def get_billing_info(engine: AsyncEngine, *, tenant_id: str) -> BillingInf
     """The details of a tenant, empty where none were given."""
     async with transaction(engine) as db:
         if await tenants.find_subscription(db, tenant_id) is None:
-            raise UnknownTenant(f"tenant {tenant_id} was never provisioned", tenant_id=tenant_id)
+            raise UnknownTenant(
+                f"tenant {tenant_id} was never provisioned: call ProvisionTenant first", tenant_id=tenant_id
+            )
         return await store.read_billing_info(db, tenant_id)
 
 

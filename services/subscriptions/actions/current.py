@@ -40,7 +40,9 @@ async def get_current(
     async with transaction(engine) as db:
         row = await store.find_subscription(db, tenant_id)
         if row is None:
-            raise UnknownTenant(f"tenant {tenant_id} was never provisioned", tenant_id=tenant_id)
+            raise UnknownTenant(
+                f"tenant {tenant_id} was never provisioned: call ProvisionTenant first", tenant_id=tenant_id
+            )
         catalog = await catalog_store.read_catalog(db, with_retired=True)
         services = await store.read_entitlements(db, tenant_id)
         paused_addons = await store.list_paused_addons(db, tenant_id)

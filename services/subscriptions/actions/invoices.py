@@ -73,7 +73,9 @@ async def list_invoices(
     """A page of a tenant's documents, newest first."""
     async with transaction(engine) as db:
         if await tenants.find_subscription(db, tenant_id) is None:
-            raise UnknownTenant(f"tenant {tenant_id} was never provisioned", tenant_id=tenant_id)
+            raise UnknownTenant(
+                f"tenant {tenant_id} was never provisioned: call ProvisionTenant first", tenant_id=tenant_id
+            )
         return await store.list_invoices(db, tenant_id, before=before, limit=limit)
 
 

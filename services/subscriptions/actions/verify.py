@@ -131,11 +131,17 @@ async def _ours(db: AsyncConnection, claim: Claim) -> tuple[str, str]:
     if claim.intent_id:
         intent = await purchases.find_intent(db, claim.intent_id)
         if intent is None or intent.tenant_id != claim.tenant_id or not intent.provider_subscription_id:
-            raise UnknownCheckout("there is no such checkout", intent_id=claim.intent_id)
+            raise UnknownCheckout(
+                "the tenant has no such checkout: pass the intent_id of its Checkout or ChangePlan",
+                intent_id=claim.intent_id,
+            )
         return intent.provider_subscription_id, ""
     purchase = await purchases.find_purchase(db, claim.purchase_id)
     if purchase is None or purchase.tenant_id != claim.tenant_id or not purchase.provider_order_id:
-        raise UnknownCheckout("there is no such purchase", purchase_id=claim.purchase_id)
+        raise UnknownCheckout(
+            "the tenant has no such purchase: pass the purchase_id of its BuyCredits",
+            purchase_id=claim.purchase_id,
+        )
     return "", purchase.provider_order_id
 
 

@@ -53,7 +53,9 @@ async def lock_subscription(db: AsyncConnection, tenant_id: str) -> Subscription
     """The tenant's row, held until the end of the transaction: one change of a tenant at a time."""
     row = (await db.execute(_of_tenant(tenant_id).with_for_update())).one_or_none()
     if row is None:
-        raise UnknownTenant(f"tenant {tenant_id} was never provisioned", tenant_id=tenant_id)
+        raise UnknownTenant(
+            f"tenant {tenant_id} was never provisioned: call ProvisionTenant first", tenant_id=tenant_id
+        )
     return Subscription(**row._mapping)
 
 
