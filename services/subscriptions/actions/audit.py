@@ -99,7 +99,9 @@ async def ask_ledger(ledger: Ledger, tenant_id: str) -> LedgerView:
     """What the ledger holds of a tenant; nothing when it has no account."""
     try:
         return LedgerView(
-            await ledger.get_entitlements(tenant_id), tuple(await ledger.list_grants(tenant_id))
+            await ledger.get_entitlements(tenant_id),
+            tuple(await ledger.list_grants(tenant_id)),
+            await ledger.list_usage(tenant_id),
         )
     except NotFound:
         return LedgerView(Held(0, "", ()), ())

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from services.subscriptions.rules import due, entitlements
+from services.subscriptions.rules.alerts import over_limits
 from services.subscriptions.rules.catalog import Catalog
 from services.subscriptions.rules.entitlements import ActiveAddon, Override, ServiceEntitlement
 from services.subscriptions.rules.fence import KnownSubscription
@@ -23,7 +24,9 @@ OURS = frozenset(
         "charged_after_end",
     }
 )
-WITH_LEDGER = frozenset({"paid_without_grant", "granted_without_payment", "entitlements_differ"})
+WITH_LEDGER = frozenset(
+    {"paid_without_grant", "granted_without_payment", "entitlements_differ", "over_limit"}
+)
 # Opened and resolved by SyncWithProvider.
 ORPHANS = "orphan_provider_sub"
 
@@ -68,6 +71,8 @@ class LedgerView:
 
     held: Held
     lots: tuple[Lot, ...]
+    # How much of each limit is used, by `blog.posts`.
+    usage: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,7 @@ def judge(books: Books, catalog: Catalog, now: datetime, ledger: LedgerView | No
         *_charged_after_end(books),
         *_paid_without_grant(books, catalog, now, ledger.lots if ledger else None),
         *_granted_without_payment(books, now, ledger.lots if ledger else ()),
+        *_over_limit(books, ledger.usage if ledger else {}),
     ]
     first: dict[str, Found] = {}
     for each in found:
@@ -379,6 +385,14 @@ def _granted_without_payment(books: Books, now: datetime, lots: Sequence[Lot]) -
             notMirrored=unpaid[:NAMED_MAX],
             notDecided=strange[:NAMED_MAX],
         )
+
+
+def _over_limit(books: Books, usage: Mapping[str, int]) -> Iterator[Found]:
+    """More is used than the tenant may, as after a downgrade: its customer has to be told what stops working."""
+    over = list(over_limits(books.services, usage))
+    if over:
+        used = {each.path: f"{each.used} of {each.allowed}" for each in over[:NAMED_MAX]}
+        yield _found(books, "over_limit", "warning", planId=books.row.entitling_plan_id, limits=used)
 
 
 def _open(books: Books, task_type: str) -> list[Task]:
