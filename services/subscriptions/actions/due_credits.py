@@ -135,14 +135,20 @@ async def _grant_year(
         await subscription_store.lock_subscription(db, year.tenant_id)
         await money_store.lock_payment(db, year.payment_id)
         # A refund may have come in since the page was read.
-        current = await store.find_dripping(db, year.payment_id)
-        grants = await _owed(db, policy, current, now) if current else []
-        granted = [grant for grant in grants if await event_store.insert_grant(db, grant)]
-        for grant in granted:
-            await task_store.insert_task(db, tasks.grant_credits(grant), now)
+        granted = await grant_months(db, year.payment_id, now, policy)
         if granted:  # a part of the payment may have gone back before this month's credits came
             await settle_claims(db, year.payment_id, now, policy)
         return granted
+
+
+async def grant_months(db: AsyncConnection, payment_id: str, now: datetime, policy: Policy) -> list[Grant]:
+    """Step: grant the months of a dripping year that have begun; the first one comes with its payment."""
+    year = await store.find_dripping(db, payment_id)
+    grants = await _owed(db, policy, year, now) if year else []
+    granted = [grant for grant in grants if await event_store.insert_grant(db, grant)]
+    for grant in granted:
+        await task_store.insert_task(db, tasks.grant_credits(grant), now)
+    return granted
 
 
 async def _owed(db: AsyncConnection, policy: Policy, year: DrippingYear, now: datetime) -> list[Grant]:

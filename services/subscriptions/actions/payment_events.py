@@ -7,6 +7,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.subscriptions.actions import claims, standing
+from services.subscriptions.actions.due_credits import grant_months
 from services.subscriptions.actions.invoices import issue_tax_invoice
 from services.subscriptions.errors import Conflict, IdempotencyKeyReused
 from services.subscriptions.rules import funding, tasks
@@ -104,6 +105,8 @@ async def apply_event(
         return Applied("duplicate", reason, tenant_id)
     decision = funding.decide(event, await _situation(db, event, subject, row, mode))
     await _write(db, event, decision, subject, now)
+    if decision.payment is not None and decision.payment.drip_credits is not None:
+        await grant_months(db, decision.payment.id, now, policy)
     if row is not None and (decision.subscription is not None or decision.payment is not None):
         slipped = funding.slipped_in(row, decision)
         if slipped is not None:
