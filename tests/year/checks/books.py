@@ -9,6 +9,7 @@ from tests.year.evidence import Evidence, Row
 
 # What a run may report of the provider at the end, when nothing moves any more.
 SYNC_ZERO = ("differences", "tasksQueued", "orphans")
+LATE_SECONDS = 12 * 3600
 AUDIT_ZERO = ("opened", "open", "findingsOpened")
 
 
@@ -61,11 +62,21 @@ def _is_spent(evidence: Evidence, observed: Row) -> bool:
     )
 
 
+def _was_told_late(evidence: Evidence, observed: Row) -> bool:
+    """A charge whose deliveries were lost, while the customer asked for the end of what it paid for."""
+    charged = evidence.provider["payments"].get(observed.get("paymentId", ""))
+    return charged is not None and any(
+        row["id"] == charged["id"] and row["received_at"].timestamp() > charged["created_at"] + LATE_SECONDS
+        for row in evidence.tables["payments"]
+    )
+
+
 OF_THE_WORLD: dict[str, Callable[[Evidence, Row], bool]] = {
     "dispute_lost": _is_lost,
     "refund_failed": _is_refused,
     "unused_not_refundable": _is_too_old,
     "unused_was_spent": _is_spent,
+    "charged_after_scheduled_end": _was_told_late,
 }
 
 
