@@ -9,7 +9,7 @@ import pytest
 
 from tests.ledger.conftest import Travel
 from tests.subscriptions.conftest import Room
-from tests.subscriptions.life import PRO_PAISE, Life, selling, with_plan
+from tests.subscriptions.life import PRO_PAISE, Life, refused, selling, with_plan
 from tests.subscriptions.test_refunds import CREDITS, due, grant_due, paid
 
 
@@ -244,3 +244,16 @@ async def test_a_pack_that_was_paid_twice_is_granted_once_and_a_person_is_told(
 
     assert (await life.credits(), life.findings()) == (500, ["purchase_paid_twice"])
     assert len(life.payments()) == 1
+
+
+async def test_what_is_disputed_is_not_refunded_as_well(room: Room, tenant: str) -> None:
+    life = Life(room, tenant)
+    await life.subscribe("pro")
+    [payment] = life.payments()
+    await life.tell(room.sandbox.act(f"payments/{payment['id']}/dispute", amount=200_000))
+
+    async with refused("REFUND_EXCEEDS_PAYMENT"):
+        await life.refund(payment["id"], key="all", amount=payment["amount_paise"])
+    rest = await life.refund(payment["id"], key="rest")
+
+    assert rest.amount_paise == payment["amount_paise"] - 200_000

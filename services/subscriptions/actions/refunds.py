@@ -93,11 +93,14 @@ async def refund_payment(
 
 async def _new_refund(db: AsyncConnection, payment: store.Captured, amount_paise: int | None) -> Refund:
     given_back = await store.given_back_paise(db, payment.id)
-    left = payment.amount_paise - given_back
+    # What the bank may take as well must not go back twice.
+    disputed = await store.disputed_paise(db, payment.id)
+    left = max(0, payment.amount_paise - given_back - disputed)
     amount = left if amount_paise is None else amount_paise
     if amount > left or amount < claims.SMALLEST_REFUND_PAISE:
+        about = f" ({disputed} are disputed: wait for the bank's decision)" if disputed else ""
         raise RefundExceedsPayment(
-            f"{left} paise are left of this payment, and the provider refunds no less than ₹1",
+            f"{left} paise are left of this payment{about}, and the provider refunds no less than ₹1",
             captured_paise=payment.amount_paise,
             refunded_paise=given_back,
         )

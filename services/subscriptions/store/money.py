@@ -315,6 +315,16 @@ async def save_given_back(
         )
 
 
+async def disputed_paise(db: AsyncConnection, payment_id: str) -> int:
+    """What a customer's bank asks back and has not decided about."""
+    found = await db.scalar(
+        select(func.coalesce(func.sum(disputes.c.amount_paise), 0)).where(
+            disputes.c.payment_id == payment_id, disputes.c.status.in_(("open", "under_review"))
+        )
+    )
+    return int(found or 0)
+
+
 async def given_back_paise(db: AsyncConnection, payment_id: str) -> int:
     """What went back or is on its way: every refund that did not fail, and lost disputes."""
     refunded = await db.scalar(

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-billing/subscriptions/v1/payment_events.proto\x12\x18\x62illing.subscriptions.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\x05\n\x0cPaymentEvent\x12\x19\n\x08provider\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12\x1f\n\x04mode\x18\x03 \x01(\tB\x11\xbaH\x0er\x0cR\x04liveR\x04test\x12*\n\x0b\x62ody_sha256\x18\x04 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x10\n\x08\x65vent_id\x18\x05 \x01(\t\x12\x1b\n\nevent_type\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12/\n\x0boccurred_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x0breceived_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12\x44\n\x0csubscription\x18\t \x01(\x0b\x32..billing.subscriptions.v1.ProviderSubscription\x12:\n\x07payment\x18\n \x01(\x0b\x32).billing.subscriptions.v1.ProviderPayment\x12\x36\n\x05order\x18\x0b \x01(\x0b\x32\'.billing.subscriptions.v1.ProviderOrder\x12:\n\x07invoice\x18\x0c \x01(\x0b\x32).billing.subscriptions.v1.ProviderInvoice\x12\x38\n\x06refund\x18\r \x01(\x0b\x32(.billing.subscriptions.v1.ProviderRefund\x12:\n\x07\x64ispute\x18\x0e \x01(\x0b\x32).billing.subscriptions.v1.ProviderDispute\"\xef\x04\n\x14ProviderSubscription\x12\n\n\x02id\x18\x01 \x01(\t\x12\x18\n\x10provider_plan_id\x18\x02 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x03 \x01(\t\x12\x0e\n\x06status\x18\x04 \x01(\t\x12\x31\n\rcurrent_start\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63urrent_end\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08start_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tcharge_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\npaid_count\x18\n \x01(\x03\x12\x13\n\x0btotal_count\x18\x0b \x01(\x03\x12\x15\n\rauth_attempts\x18\x0c \x01(\x03\x12\x1d\n\x15has_scheduled_changes\x18\r \x01(\x08\x12\x16\n\x0epayment_method\x18\x0e \x01(\t\x12H\n\x05notes\x18\x0f \x03(\x0b\x32\x39.billing.subscriptions.v1.ProviderSubscription.NotesEntry\x12.\n\ncreated_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a,\n\nNotesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xfd\x02\n\x0fProviderPayment\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x61mount\x18\x02 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\x12\x0e\n\x06status\x18\x04 \x01(\t\x12\x10\n\x08\x63\x61ptured\x18\x05 \x01(\x08\x12\x17\n\x0f\x61mount_refunded\x18\x06 \x01(\x03\x12\x10\n\x08order_id\x18\x07 \x01(\t\x12\x12\n\ninvoice_id\x18\x08 \x01(\t\x12\x0e\n\x06method\x18\t \x01(\t\x12\x43\n\x05notes\x18\n \x03(\x0b\x32\x34.billing.subscriptions.v1.ProviderPayment.NotesEntry\x12\x12\n\nerror_code\x18\x0b \x01(\t\x12\x14\n\x0c\x65rror_reason\x18\x0c \x01(\t\x12.\n\ncreated_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a,\n\nNotesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe4\x01\n\rProviderOrder\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x61mount\x18\x02 \x01(\x03\x12\x13\n\x0b\x61mount_paid\x18\x03 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12\x0f\n\x07receipt\x18\x05 \x01(\t\x12\x0e\n\x06status\x18\x06 \x01(\t\x12\x41\n\x05notes\x18\x07 \x03(\x0b\x32\x32.billing.subscriptions.v1.ProviderOrder.NotesEntry\x1a,\n\nNotesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf2\x01\n\x0fProviderInvoice\x12\n\n\x02id\x18\x01 \x01(\t\x12\x17\n\x0fsubscription_id\x18\x02 \x01(\t\x12\x12\n\npayment_id\x18\x03 \x01(\t\x12\x10\n\x08order_id\x18\x04 \x01(\t\x12\x0e\n\x06\x61mount\x18\x05 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x06 \x01(\t\x12\x0e\n\x06status\x18\x07 \x01(\t\x12\x31\n\rbilling_start\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x62illing_end\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd4\x01\n\x0eProviderRefund\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\npayment_id\x18\x02 \x01(\t\x12\x0e\n\x06\x61mount\x18\x03 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x42\n\x05notes\x18\x06 \x03(\x0b\x32\x33.billing.subscriptions.v1.ProviderRefund.NotesEntry\x1a,\n\nNotesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8b\x01\n\x0fProviderDispute\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\npayment_id\x18\x02 \x01(\t\x12\x0e\n\x06\x61mount\x18\x03 \x01(\x03\x12\x17\n\x0f\x61mount_deducted\x18\x04 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x05 \x01(\t\x12\x0e\n\x06status\x18\x06 \x01(\t\x12\r\n\x05phase\x18\x07 \x01(\t\"~\n\x18\x41pplyPaymentEventRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12=\n\x05\x65vent\x18\x02 \x01(\x0b\x32&.billing.subscriptions.v1.PaymentEventB\x06\xbaH\x03\xc8\x01\x01\"~\n\x19\x41pplyPaymentEventResponse\x12>\n\x07outcome\x18\x01 \x01(\x0e\x32-.billing.subscriptions.v1.PaymentEventOutcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\ttenant_id\x18\x03 \x01(\t*\xcd\x01\n\x13PaymentEventOutcome\x12%\n!PAYMENT_EVENT_OUTCOME_UNSPECIFIED\x10\x00\x12!\n\x1dPAYMENT_EVENT_OUTCOME_APPLIED\x10\x01\x12#\n\x1fPAYMENT_EVENT_OUTCOME_DUPLICATE\x10\x02\x12$\n PAYMENT_EVENT_OUTCOME_SUPERSEDED\x10\x03\x12!\n\x1dPAYMENT_EVENT_OUTCOME_IGNORED\x10\x04\x32\x94\x01\n\x14PaymentEventsService\x12|\n\x11\x41pplyPaymentEvent\x12\x32.billing.subscriptions.v1.ApplyPaymentEventRequest\x1a\x33.billing.subscriptions.v1.ApplyPaymentEventResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-billing/subscriptions/v1/payment_events.proto\x12\x18\x62illing.subscriptions.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\x05\n\x0cPaymentEvent\x12\x19\n\x08provider\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12\x1f\n\x04mode\x18\x03 \x01(\tB\x11\xbaH\x0er\x0cR\x04liveR\x04test\x12*\n\x0b\x62ody_sha256\x18\x04 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x10\n\x08\x65vent_id\x18\x05 \x01(\t\x12\x1b\n\nevent_type\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12/\n\x0boccurred_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x0breceived_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12\x44\n\x0csubscription\x18\t \x01(\x0b\x32..billing.subscriptions.v1.ProviderSubscription\x12:\n\x07payment\x18\n \x01(\x0b\x32).billing.subscriptions.v1.ProviderPayment\x12\x36\n\x05order\x18\x0b \x01(\x0b\x32\'.billing.subscriptions.v1.ProviderOrder\x12:\n\x07invoice\x18\x0c \x01(\x0b\x32).billing.subscriptions.v1.ProviderInvoice\x12\x38\n\x06refund\x18\r \x01(\x0b\x32(.billing.subscriptions.v1.ProviderRefund\x12:\n\x07\x64ispute\x18\x0e \x01(\x0b\x32).billing.subscriptions.v1.ProviderDispute\"\x8a\x05\n\x14ProviderSubscription\x12\n\n\x02id\x18\x01 \x01(\t\x12\x18\n\x10provider_plan_id\x18\x02 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x03 \x01(\t\x12\x0e\n\x06status\x18\x04 \x01(\t\x12\x31\n\rcurrent_start\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63urrent_end\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08start_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tcharge_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\npaid_count\x18\n \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1c\n\x0btotal_count\x18\x0b \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1e\n\rauth_attempts\x18\x0c \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1d\n\x15has_scheduled_changes\x18\r \x01(\x08\x12\x16\n\x0epayment_method\x18\x0e \x01(\t\x12H\n\x05notes\x18\x0f \x03(\x0b\x32\x39.billing.subscriptions.v1.ProviderSubscription.NotesEntry\x12.\n\ncreated_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a,\n\nNotesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8f\x03\n\x0fProviderPayment\x12\n\n\x02id\x18\x01 \x01(\t\x12\x17\n\x06\x61mount\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\x12\x0e\n\x06status\x18\x04 \x01(\t\x12\x10\n\x08\x63\x61ptured\x18\x05 \x01(\x08\x12 \n\x0f\x61mount_refunded\x18\x06 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x10\n\x08order_id\x18\x07 \x01(\t\x12\x12\n\ninvoice_id\x18\x08 \x01(\t\x12\x0e\n\x06method\x18\t \x01(\t\x12\x43\n\x05notes\x18\n \x03(\x0b\x32\x34.billing.subscriptions.v1.ProviderPayment.NotesEntry\x12\x12\n\nerror_code\x18\x0b \x01(\t\x12\x14\n\x0c\x65rror_reason\x18\x0c \x01(\t\x12.\n\ncreated_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a,\n\nNotesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf6\x01\n\rProviderOrder\x12\n\n\x02id\x18\x01 \x01(\t\x12\x17\n\x06\x61mount\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1c\n\x0b\x61mount_paid\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12\x0f\n\x07receipt\x18\x05 \x01(\t\x12\x0e\n\x06status\x18\x06 \x01(\t\x12\x41\n\x05notes\x18\x07 \x03(\x0b\x32\x32.billing.subscriptions.v1.ProviderOrder.NotesEntry\x1a,\n\nNotesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xfb\x01\n\x0fProviderInvoice\x12\n\n\x02id\x18\x01 \x01(\t\x12\x17\n\x0fsubscription_id\x18\x02 \x01(\t\x12\x12\n\npayment_id\x18\x03 \x01(\t\x12\x10\n\x08order_id\x18\x04 \x01(\t\x12\x17\n\x06\x61mount\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x10\n\x08\x63urrency\x18\x06 \x01(\t\x12\x0e\n\x06status\x18\x07 \x01(\t\x12\x31\n\rbilling_start\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x62illing_end\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xdd\x01\n\x0eProviderRefund\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\npayment_id\x18\x02 \x01(\t\x12\x17\n\x06\x61mount\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x42\n\x05notes\x18\x06 \x03(\x0b\x32\x33.billing.subscriptions.v1.ProviderRefund.NotesEntry\x1a,\n\nNotesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9d\x01\n\x0fProviderDispute\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\npayment_id\x18\x02 \x01(\t\x12\x17\n\x06\x61mount\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12 \n\x0f\x61mount_deducted\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x10\n\x08\x63urrency\x18\x05 \x01(\t\x12\x0e\n\x06status\x18\x06 \x01(\t\x12\r\n\x05phase\x18\x07 \x01(\t\"~\n\x18\x41pplyPaymentEventRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12=\n\x05\x65vent\x18\x02 \x01(\x0b\x32&.billing.subscriptions.v1.PaymentEventB\x06\xbaH\x03\xc8\x01\x01\"~\n\x19\x41pplyPaymentEventResponse\x12>\n\x07outcome\x18\x01 \x01(\x0e\x32-.billing.subscriptions.v1.PaymentEventOutcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\ttenant_id\x18\x03 \x01(\t*\xcd\x01\n\x13PaymentEventOutcome\x12%\n!PAYMENT_EVENT_OUTCOME_UNSPECIFIED\x10\x00\x12!\n\x1dPAYMENT_EVENT_OUTCOME_APPLIED\x10\x01\x12#\n\x1fPAYMENT_EVENT_OUTCOME_DUPLICATE\x10\x02\x12$\n PAYMENT_EVENT_OUTCOME_SUPERSEDED\x10\x03\x12!\n\x1dPAYMENT_EVENT_OUTCOME_IGNORED\x10\x04\x32\x94\x01\n\x14PaymentEventsService\x12|\n\x11\x41pplyPaymentEvent\x12\x32.billing.subscriptions.v1.ApplyPaymentEventRequest\x1a\x33.billing.subscriptions.v1.ApplyPaymentEventResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,44 +45,66 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAYMENTEVENT'].fields_by_name['received_at']._serialized_options = b'\272H\003\310\001\001'
   _globals['_PROVIDERSUBSCRIPTION_NOTESENTRY']._loaded_options = None
   _globals['_PROVIDERSUBSCRIPTION_NOTESENTRY']._serialized_options = b'8\001'
+  _globals['_PROVIDERSUBSCRIPTION'].fields_by_name['paid_count']._loaded_options = None
+  _globals['_PROVIDERSUBSCRIPTION'].fields_by_name['paid_count']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_PROVIDERSUBSCRIPTION'].fields_by_name['total_count']._loaded_options = None
+  _globals['_PROVIDERSUBSCRIPTION'].fields_by_name['total_count']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_PROVIDERSUBSCRIPTION'].fields_by_name['auth_attempts']._loaded_options = None
+  _globals['_PROVIDERSUBSCRIPTION'].fields_by_name['auth_attempts']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_PROVIDERPAYMENT_NOTESENTRY']._loaded_options = None
   _globals['_PROVIDERPAYMENT_NOTESENTRY']._serialized_options = b'8\001'
+  _globals['_PROVIDERPAYMENT'].fields_by_name['amount']._loaded_options = None
+  _globals['_PROVIDERPAYMENT'].fields_by_name['amount']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_PROVIDERPAYMENT'].fields_by_name['amount_refunded']._loaded_options = None
+  _globals['_PROVIDERPAYMENT'].fields_by_name['amount_refunded']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_PROVIDERORDER_NOTESENTRY']._loaded_options = None
   _globals['_PROVIDERORDER_NOTESENTRY']._serialized_options = b'8\001'
+  _globals['_PROVIDERORDER'].fields_by_name['amount']._loaded_options = None
+  _globals['_PROVIDERORDER'].fields_by_name['amount']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_PROVIDERORDER'].fields_by_name['amount_paid']._loaded_options = None
+  _globals['_PROVIDERORDER'].fields_by_name['amount_paid']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_PROVIDERINVOICE'].fields_by_name['amount']._loaded_options = None
+  _globals['_PROVIDERINVOICE'].fields_by_name['amount']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_PROVIDERREFUND_NOTESENTRY']._loaded_options = None
   _globals['_PROVIDERREFUND_NOTESENTRY']._serialized_options = b'8\001'
+  _globals['_PROVIDERREFUND'].fields_by_name['amount']._loaded_options = None
+  _globals['_PROVIDERREFUND'].fields_by_name['amount']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_PROVIDERDISPUTE'].fields_by_name['amount']._loaded_options = None
+  _globals['_PROVIDERDISPUTE'].fields_by_name['amount']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_PROVIDERDISPUTE'].fields_by_name['amount_deducted']._loaded_options = None
+  _globals['_PROVIDERDISPUTE'].fields_by_name['amount_deducted']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_APPLYPAYMENTEVENTREQUEST'].fields_by_name['idempotency_key']._loaded_options = None
   _globals['_APPLYPAYMENTEVENTREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\272H\007r\005\020\001\030\377\001'
   _globals['_APPLYPAYMENTEVENTREQUEST'].fields_by_name['event']._loaded_options = None
   _globals['_APPLYPAYMENTEVENTREQUEST'].fields_by_name['event']._serialized_options = b'\272H\003\310\001\001'
-  _globals['_PAYMENTEVENTOUTCOME']._serialized_start=2895
-  _globals['_PAYMENTEVENTOUTCOME']._serialized_end=3100
+  _globals['_PAYMENTEVENTOUTCOME']._serialized_start=2994
+  _globals['_PAYMENTEVENTOUTCOME']._serialized_end=3199
   _globals['_PAYMENTEVENT']._serialized_start=138
   _globals['_PAYMENTEVENT']._serialized_end=793
   _globals['_PROVIDERSUBSCRIPTION']._serialized_start=796
-  _globals['_PROVIDERSUBSCRIPTION']._serialized_end=1419
-  _globals['_PROVIDERSUBSCRIPTION_NOTESENTRY']._serialized_start=1375
-  _globals['_PROVIDERSUBSCRIPTION_NOTESENTRY']._serialized_end=1419
-  _globals['_PROVIDERPAYMENT']._serialized_start=1422
-  _globals['_PROVIDERPAYMENT']._serialized_end=1803
-  _globals['_PROVIDERPAYMENT_NOTESENTRY']._serialized_start=1375
-  _globals['_PROVIDERPAYMENT_NOTESENTRY']._serialized_end=1419
-  _globals['_PROVIDERORDER']._serialized_start=1806
-  _globals['_PROVIDERORDER']._serialized_end=2034
-  _globals['_PROVIDERORDER_NOTESENTRY']._serialized_start=1375
-  _globals['_PROVIDERORDER_NOTESENTRY']._serialized_end=1419
-  _globals['_PROVIDERINVOICE']._serialized_start=2037
-  _globals['_PROVIDERINVOICE']._serialized_end=2279
-  _globals['_PROVIDERREFUND']._serialized_start=2282
-  _globals['_PROVIDERREFUND']._serialized_end=2494
-  _globals['_PROVIDERREFUND_NOTESENTRY']._serialized_start=1375
-  _globals['_PROVIDERREFUND_NOTESENTRY']._serialized_end=1419
-  _globals['_PROVIDERDISPUTE']._serialized_start=2497
-  _globals['_PROVIDERDISPUTE']._serialized_end=2636
-  _globals['_APPLYPAYMENTEVENTREQUEST']._serialized_start=2638
-  _globals['_APPLYPAYMENTEVENTREQUEST']._serialized_end=2764
-  _globals['_APPLYPAYMENTEVENTRESPONSE']._serialized_start=2766
-  _globals['_APPLYPAYMENTEVENTRESPONSE']._serialized_end=2892
-  _globals['_PAYMENTEVENTSSERVICE']._serialized_start=3103
-  _globals['_PAYMENTEVENTSSERVICE']._serialized_end=3251
+  _globals['_PROVIDERSUBSCRIPTION']._serialized_end=1446
+  _globals['_PROVIDERSUBSCRIPTION_NOTESENTRY']._serialized_start=1402
+  _globals['_PROVIDERSUBSCRIPTION_NOTESENTRY']._serialized_end=1446
+  _globals['_PROVIDERPAYMENT']._serialized_start=1449
+  _globals['_PROVIDERPAYMENT']._serialized_end=1848
+  _globals['_PROVIDERPAYMENT_NOTESENTRY']._serialized_start=1402
+  _globals['_PROVIDERPAYMENT_NOTESENTRY']._serialized_end=1446
+  _globals['_PROVIDERORDER']._serialized_start=1851
+  _globals['_PROVIDERORDER']._serialized_end=2097
+  _globals['_PROVIDERORDER_NOTESENTRY']._serialized_start=1402
+  _globals['_PROVIDERORDER_NOTESENTRY']._serialized_end=1446
+  _globals['_PROVIDERINVOICE']._serialized_start=2100
+  _globals['_PROVIDERINVOICE']._serialized_end=2351
+  _globals['_PROVIDERREFUND']._serialized_start=2354
+  _globals['_PROVIDERREFUND']._serialized_end=2575
+  _globals['_PROVIDERREFUND_NOTESENTRY']._serialized_start=1402
+  _globals['_PROVIDERREFUND_NOTESENTRY']._serialized_end=1446
+  _globals['_PROVIDERDISPUTE']._serialized_start=2578
+  _globals['_PROVIDERDISPUTE']._serialized_end=2735
+  _globals['_APPLYPAYMENTEVENTREQUEST']._serialized_start=2737
+  _globals['_APPLYPAYMENTEVENTREQUEST']._serialized_end=2863
+  _globals['_APPLYPAYMENTEVENTRESPONSE']._serialized_start=2865
+  _globals['_APPLYPAYMENTEVENTRESPONSE']._serialized_end=2991
+  _globals['_PAYMENTEVENTSSERVICE']._serialized_start=3202
+  _globals['_PAYMENTEVENTSSERVICE']._serialized_end=3350
 # @@protoc_insertion_point(module_scope)
