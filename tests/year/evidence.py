@@ -38,6 +38,7 @@ TABLES = {
     "ledger_transactions": "ledger.credit_transactions WHERE kind IN ('grant', 'debit', 'adjustment', 'restore', 'revoke')",
     "ledger_revocations": "ledger.credit_revocations",
     "ledger_accounts": "ledger.tenant_credits",
+    "ledger_usage": "ledger.tenant_usage",
     "ledger_services": "ledger.tenant_services",
 }
 

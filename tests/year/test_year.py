@@ -163,6 +163,11 @@ def with_a_dispute_that_was_never_lost(evidence: Evidence) -> None:
     row["observed"] = {**row["observed"], "disputeId": "disp_Invented123456"}
 
 
+def with_an_excess_that_is_none(evidence: Evidence) -> None:
+    found = {"check_type": "over_limit", "room": "subscriptions", "tenant_id": SLEEPER}
+    evidence.tables["findings"].append({**found, "observed": {"limits": {"blog.posts": "12 of 10"}}})
+
+
 def with_a_task(evidence: Evidence) -> None:
     owed = {"task_type": "grant_credits", "idempotency_key": "grant:x", "tenant_id": "tenant-000"}
     evidence.tables["tasks"].append(
@@ -284,6 +289,7 @@ TAMPERING: dict[str, tuple[str, Tampering]] = {
     "an account that is not proven": ("proofs", with_an_unproven_account),
     "a finding": ("findings", with_a_finding),
     "a finding of nothing": ("findings", with_a_dispute_that_was_never_lost),
+    "an excess that is none": ("findings", with_an_excess_that_is_none),
     "a task that is owed": ("tasks", with_a_task),
     "a dead letter": ("tasks", with_a_dead_letter),
     "a difference from the provider": ("jobs", with_a_difference),

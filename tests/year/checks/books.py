@@ -26,7 +26,7 @@ def findings(evidence: Evidence) -> Iterator[str]:
     """No finding is open but those that tell a person of the world outside, each of something that is so."""
     for row in evidence.tables["findings"]:
         is_so = OF_THE_WORLD.get(row["check_type"])
-        if is_so is None or not is_so(evidence, row["observed"]):
+        if is_so is None or not is_so(evidence, {**row["observed"], "tenantId": row["tenant_id"]}):
             yield f"finding {row['check_type']} ({row['room']}) of {row['tenant_id']}: {row['observed']}"
 
 
@@ -71,11 +71,30 @@ def _was_told_late(evidence: Evidence, observed: Row) -> bool:
     )
 
 
+def _is_over(evidence: Evidence, observed: Row) -> bool:
+    """The tenant uses more than it may, as after a downgrade, of each limit that is named."""
+    tenant, limits = observed["tenantId"], observed.get("limits", {})
+    used = {
+        row["limit_key"]: row["used"] for row in evidence.tables["ledger_usage"] if row["tenant_id"] == tenant
+    }
+    for path in limits:
+        service, _, key = path.partition(".")
+        held = next(
+            row["limits"][key]["limit"]
+            for row in evidence.tables["ledger_services"]
+            if (row["tenant_id"], row["service_code"]) == (tenant, service)
+        )
+        if held is None or used.get(path, 0) <= held:
+            return False
+    return bool(limits)
+
+
 OF_THE_WORLD: dict[str, Callable[[Evidence, Row], bool]] = {
     "dispute_lost": _is_lost,
     "refund_failed": _is_refused,
     "unused_not_refundable": _is_too_old,
     "unused_was_spent": _is_spent,
+    "over_limit": _is_over,
     "charged_after_scheduled_end": _was_told_late,
 }
 
