@@ -1,6 +1,7 @@
 """The page where a person completes a checkout by clicking: pay, fail, close. It works without JavaScript."""
 
 import html
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from urllib.parse import urlencode
@@ -176,7 +177,10 @@ def _starts(till: Till, entity: Entity) -> str:
 
 
 def _rupees(paise: int, entity: Entity) -> str:
-    return f"{entity.get('currency', 'INR')} {paise // 100:,}.{paise % 100:02d}"
+    whole, currency = str(paise // 100), entity.get("currency", "INR")
+    # Indians group by lakh and crore: ₹1,23,456.78.
+    grouped = re.sub(r"(?<=\d)(?=(\d\d)*\d{3}$)", ",", whole) if currency == "INR" else f"{paise // 100:,}"
+    return f"{'₹' if currency == 'INR' else f'{currency} '}{grouped}.{paise % 100:02d}"
 
 
 def _button(entity_id: str, act: str, method: str, **query: str) -> str:

@@ -64,11 +64,22 @@ def handed_over(page: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in unescape(found[1]).splitlines())
 
 
+@pytest.mark.parametrize(
+    ("paise", "shown"), [(12_345_678, "₹1,23,456.78"), (100, "₹1.00"), (100_000_00, "₹1,00,000.00")]
+)
+def test_amounts_are_shown_as_indians_write_them(
+    sdk: Any, browser: httpx.Client, paise: int, shown: str
+) -> None:
+    order = sdk.order.create({"amount": paise, "currency": "INR"})
+
+    assert f"<p>{shown}</p>" in browser.get(f"/checkout/{order['id']}").text
+
+
 def test_a_subscription_is_failed_closed_and_paid(a: Builder, sdk: Any, browser: httpx.Client) -> None:
     subscription = sdk.subscription.fetch(a.subscription())
     page = browser.get(subscription["short_url"]).text
     assert "<script" not in page
-    assert "INR 2,358.82" in page
+    assert "₹2,358.82" in page
 
     failed = click(browser, page, "Fail with CARD")
     closed = click(browser, failed, "Close")

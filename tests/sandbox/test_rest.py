@@ -359,7 +359,7 @@ def test_the_checkout_page_offers_its_buttons_and_escapes_names(a: Builder, sdk:
 
     assert page.status_code == order_page.status_code == 200
     assert "<script>alert" not in page.text
-    assert "INR 499.00" in page.text
+    assert "₹499.00" in page.text
     for act in ("pay", "fail", "close"):
         assert f'data-act="{act}"' in page.text
         assert f'data-act="{act}"' in order_page.text
