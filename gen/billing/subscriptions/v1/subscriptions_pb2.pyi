@@ -691,8 +691,8 @@ class ChangeQuote(_message.Message):
     total_paise: _builtins.int
     """Charged now."""
     refund_paise: _builtins.int
-    """Refunded for the unused part of the old period, tax included; 0 below ₹1, and for payments older than the six
-    months in which banks take refunds back.
+    """Refunded for the unused part of the old period, tax included, less what `credits_revoked` does not find; 0 below
+    ₹1, and for payments older than the six months in which banks take refunds back.
     """
     credits_granted: _builtins.int
     """Credits granted once paid; of a year whose credits arrive monthly those of the first month."""
@@ -919,11 +919,13 @@ class GetCurrentResponse(_message.Message):
     """Version of its entitlements."""
     @_builtins.property
     def current_period_start_at(self) -> _timestamp_pb2.Timestamp:
-        """First moment of the paid period. Absent on the free plan."""
+        """First moment of the paid period; under SUBSCRIPTION_STATUS_PAST_DUE of the one whose charge failed. Absent on the
+        free plan and in a trial.
+        """
 
     @_builtins.property
     def current_period_end_at(self) -> _timestamp_pb2.Timestamp:
-        """End of the paid period. Absent on the free plan."""
+        """End of that period. Absent on the free plan and in a trial."""
 
     @_builtins.property
     def trial_end_at(self) -> _timestamp_pb2.Timestamp:
