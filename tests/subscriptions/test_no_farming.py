@@ -106,13 +106,17 @@ async def test_what_was_spent_of_the_time_that_is_given_back_is_paid_for(
     bought = await life.credits()
     await life.spend(bought)
 
-    begun = await life.change(then, key="then")
+    quote = await life.preview(then)
+    begun = await life.change(then, key="then", token=quote.quote_token)
     await life.act(begun.checkout.subscription_id, "pay", method="card")
     await life.reconcile()
+    await life.hear()
 
     paid = sum(payment["amount_paise"] for payment in life.payments())
     back = sum(refund["amount_paise"] for refund in life.refunds() if refund["status"] == "processed")
     left = await life.credits()
+    # Spent before the quote, it is in the quote: nothing of the old lot is left to take.
+    assert (back, left) == (quote.refund_paise, quote.credits_granted - quote.credits_revoked)
     assert (bought + left) / ((paid - back) / 100) <= BEST_CREDITS_PER_RUPEE
     assert life.open_tasks() == []
     # And nothing of it is decided anew by what comes later.

@@ -8,8 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.subscriptions.actions import intents, standing
 from services.subscriptions.actions.intents import Begun
+from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.clients.razorpay import Razorpay
-from services.subscriptions.errors import NoPendingChange, UnknownPlan, WrongStatus
+from services.subscriptions.errors import LedgerUnavailable, NoPendingChange, UnknownPlan, WrongStatus
 from services.subscriptions.rules import changes as rules
 from services.subscriptions.rules.catalog import Catalog, Cycle, Plan
 from services.subscriptions.rules.changes import Quote, Situation
@@ -24,6 +25,7 @@ from services.subscriptions.store import keys, money, purchases
 from services.subscriptions.store import subscriptions as store
 from shared.clock import Clock
 from shared.database import transaction
+from shared.errors import BillingError, NotFound
 from shared.ids import new_id
 
 CANCEL_PENDING = "CancelPendingChange"
@@ -62,7 +64,14 @@ class Changed:
 
 
 async def preview(
-    engine: AsyncEngine, *, tenant_id: str, plan_code: str, cycle: Cycle | None, now: datetime, policy: Policy
+    engine: AsyncEngine,
+    ledger: Ledger,
+    *,
+    tenant_id: str,
+    plan_code: str | None,
+    cycle: Cycle | None,
+    now: datetime,
+    policy: Policy,
 ) -> Quote:
     """What a change would cost and do; the execution does exactly this, or refuses."""
     async with transaction(engine) as db:
@@ -70,15 +79,53 @@ async def preview(
         if row is None:
             row = await store.lock_subscription(db, tenant_id)  # refuses
         situation = await _situation(db, row)
-        plan = _plan(situation.catalog, plan_code)
-    return rules.quote(situation, plan, cycle, at=now, policy=policy)
+        plan = _plan(situation.catalog, plan_code or row.plan_id)
+    quote = rules.quote(situation, plan, cycle, at=now, policy=policy)
+    if not quote.may_be_spent:
+        return quote
+    left = await _left(ledger, situation)
+    return rules.quote(situation, plan, cycle, at=now, policy=policy, left=left)
+
+
+async def _left(ledger: Ledger, situation: Situation) -> int:
+    references = [grant.reference_id for grant, _ in situation.grants]
+    try:
+        return await ledger.left_of(situation.row.tenant_id, references)
+    except NotFound:
+        return 0
+    except BillingError as error:
+        raise LedgerUnavailable(
+            "the ledger did not say what of the old period's credits is spent: ask again"
+        ) from error
+
+
+async def _left_if_it_matters(
+    engine: AsyncEngine, ledger: Ledger, asked: Change, now: datetime, policy: Policy
+) -> int | None:
+    """Asked before the transaction that decides; whatever is refused here is refused, or known already, there."""
+    try:
+        async with transaction(engine) as db:
+            row = await store.lock_subscription(db, asked.tenant_id)
+            situation = await _situation(db, row)
+            plan = _plan(situation.catalog, asked.plan_code or row.plan_id)
+        quote = rules.quote(situation, plan, asked.cycle, at=now, policy=policy)
+    except BillingError:
+        return None
+    return await _left(ledger, situation) if quote.may_be_spent else None
 
 
 async def change(
-    engine: AsyncEngine, razorpay: Razorpay, asked: Change, *, clock: Clock, policy: Policy
+    engine: AsyncEngine,
+    ledger: Ledger,
+    razorpay: Razorpay,
+    asked: Change,
+    *,
+    clock: Clock,
+    policy: Policy,
 ) -> Changed:
     """Do what was quoted: the intent is committed first, then the provider is asked for what must be authorised."""
-    prepared = await _prepare(engine, razorpay, asked, clock, policy)
+    left = await _left_if_it_matters(engine, ledger, asked, clock(), policy)
+    prepared = await _prepare(engine, razorpay, asked, left, clock, policy)
     if isinstance(prepared, Changed):
         return prepared
     begun = await intents.resume(
@@ -108,14 +155,14 @@ class _Prepared:
 
 
 async def _prepare(
-    engine: AsyncEngine, razorpay: Razorpay, asked: Change, clock: Clock, policy: Policy
+    engine: AsyncEngine, razorpay: Razorpay, asked: Change, left: int | None, clock: Clock, policy: Policy
 ) -> Changed | _Prepared:
     async with transaction(engine) as db:
         row = await store.lock_subscription(db, asked.tenant_id)
         answer = await keys.find_answer(db, **asked.key)
         if answer is not None:
             return await _resumed(db, row, answer)
-        quote = await _decide(db, row, asked, razorpay.key_secret, clock(), policy)
+        quote = await _decide(db, row, asked, left, razorpay.key_secret, clock(), policy)
         intent = None
         if quote.kind == "cancellation":
             row = await schedule_end(db, row, clock(), policy, reason="the product asked for free")
@@ -142,12 +189,18 @@ async def _resumed(db: AsyncConnection, row: Subscription, answer: dict[str, Any
 
 
 async def _decide(
-    db: AsyncConnection, row: Subscription, asked: Change, secret: str, now: datetime, policy: Policy
+    db: AsyncConnection,
+    row: Subscription,
+    asked: Change,
+    left: int | None,
+    secret: str,
+    now: datetime,
+    policy: Policy,
 ) -> Quote:
     situation = await _situation(db, row)
     plan = _plan(situation.catalog, asked.plan_code or row.plan_id)
     at = rules.quoted_at(asked.quote_token, now, policy) if asked.quote_token else now
-    quote = rules.quote(situation, plan, asked.cycle, at=at, policy=policy)
+    quote = rules.quote(situation, plan, asked.cycle, at=at, policy=policy, left=left)
     if asked.quote_token:
         quote.assert_is(asked.quote_token, secret)
     return quote
@@ -165,6 +218,7 @@ async def _situation(db: AsyncConnection, row: Subscription) -> Situation:
     taken = await money.list_revocations(db, row.tenant_id, [grant.reference_id for grant in granted])
     return replace(
         situation,
+        bought=money.bought(payments[-1], granted),
         paid=await money.find_paid(db, payments[-1]),
         grants=[
             (grant, sum(t.credits for t in taken if t.grant_reference_id == grant.reference_id))

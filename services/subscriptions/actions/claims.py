@@ -164,7 +164,7 @@ async def go_on(db: AsyncConnection, tenant_id: str, refund_id: str, now: dateti
     payment = await store.find_payment(db, refund.payment_id)
     if payment is None:
         return
-    bought = (payment.drip_credits or 0) * 12 or sum(grant.credits for grant in granted)
+    bought = store.bought(payment, granted)
     amount = claims.less_spent(refund.amount_paise, payment.amount_paise, bought, spent)
     if amount < claims.SMALLEST_REFUND_PAISE:
         await store.save_refund(db, replace(refund, status="failed"), now=now)

@@ -281,10 +281,16 @@ async def list_tasks(
         return await store.list_tasks(db, tenant_id=tenant_id, state=state, after=after, limit=limit)
 
 
-async def list_newest(engine: AsyncEngine, *, tenant_id: str, limit: int) -> list[Task]:
-    """A tenant's newest tasks, in the order in which they arose."""
+async def newest_position(engine: AsyncEngine) -> int:
+    """Tasks that arise from now on have a greater position."""
     async with transaction(engine) as db:
-        return await store.list_newest(db, tenant_id, limit=limit)
+        return await store.newest_position(db)
+
+
+async def list_since(engine: AsyncEngine, *, tenant_id: str, position: int, limit: int) -> list[Task]:
+    """A tenant's tasks that arose after a position, in the order in which they did."""
+    async with transaction(engine) as db:
+        return await store.list_since(db, tenant_id, position, limit=limit)
 
 
 async def cleanup(engine: AsyncEngine, *, now: datetime, dry_run: bool) -> int:

@@ -190,6 +190,20 @@ class Ledger:
                 return lots
             request.page_token = response.next_page_token
 
+    async def left_of(self, tenant_id: str, reference_ids: Sequence[str]) -> int:
+        """What of these grants is not spent; what is held counts, since it can still be taken."""
+        missing, left = set(reference_ids), 0
+        request = ledger_funding_pb2.ListGrantsRequest(tenant_id=tenant_id, page_size=_PAGE)
+        while True:
+            response = await self._funding.ListGrants(request, timeout=READ_TIMEOUT_SECONDS)
+            for lot in response.grants:
+                if lot.reference_id in reference_ids:
+                    missing.discard(lot.reference_id)
+                    left += lot.remaining
+            if not missing or not response.next_page_token:
+                return left
+            request.page_token = response.next_page_token
+
     async def get_entitlements(self, tenant_id: str) -> Held:
         """The limits that the ledger enforces."""
         response = await self._funding.GetEntitlements(

@@ -23,6 +23,7 @@ class Changes(Desk):
     ) -> pb.PreviewChangeResponse:
         quote = await changes.preview(
             self._room.engine,
+            self._room.ledger,
             tenant_id=request.tenant_id,
             plan_code=request.plan_code,
             cycle=_cycle(request.cycle),
@@ -69,7 +70,12 @@ class Changes(Desk):
 
     async def _change(self, asked: Change) -> Changed:
         changed = await changes.change(
-            self._room.engine, self._room.razorpay, asked, clock=self._room.clock, policy=self._room.policy
+            self._room.engine,
+            self._room.ledger,
+            self._room.razorpay,
+            asked,
+            clock=self._room.clock,
+            policy=self._room.policy,
         )
         await self._room.reconciler.attempt(asked.tenant_id)
         return changed

@@ -43,6 +43,7 @@ class Refunds(Desk):
         subscription_id, replayed = await refunds.find_pending(
             self._room.engine, tenant_id=request.tenant_id, idempotency_key=request.idempotency_key
         )
+        before = await reconciliation.newest_position(self._room.engine)
         if not replayed:
             await self._room.reconciler.performer.look_at(subscription_id)
         plan_code, cycle = await refunds.record_promotion(
@@ -54,8 +55,8 @@ class Refunds(Desk):
             reason=request.reason,
         )
         await self._room.reconciler.attempt(request.tenant_id)
-        tasks = await reconciliation.list_newest(
-            self._room.engine, tenant_id=request.tenant_id, limit=_TASKS_SHOWN
+        tasks = await reconciliation.list_since(
+            self._room.engine, tenant_id=request.tenant_id, position=before, limit=_TASKS_SHOWN
         )
         return pb.PromotePendingChangeResponse(
             plan_code=plan_code,

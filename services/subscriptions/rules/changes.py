@@ -21,7 +21,14 @@ from services.subscriptions.errors import (
     WrongStatus,
 )
 from services.subscriptions.rules.catalog import FREE, Catalog, Cycle, Plan
-from services.subscriptions.rules.claims import Granted, Paid, unused_credits, unused_paise
+from services.subscriptions.rules.claims import (
+    SMALLEST_REFUND_PAISE,
+    Granted,
+    Paid,
+    less_spent,
+    unused_credits,
+    unused_paise,
+)
 from services.subscriptions.rules.fence import KnownSubscription
 from services.subscriptions.rules.lifecycle import Subscription
 from services.subscriptions.rules.policy import Policy
@@ -43,6 +50,8 @@ class Situation:
     # The payment of the running period with what it brought: (grant, credits taken back before).
     paid: Paid | None = None
     grants: Sequence[tuple[Granted, int]] = ()
+    # All credits that it brings, those of months to come too.
+    bought: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,11 @@ class Quote:
     payment_id: str | None
     quoted_at: datetime
     expires_at: datetime
+
+    @property
+    def may_be_spent(self) -> bool:
+        """True if more is to come back than the new plan brings: then it matters what of it is spent."""
+        return self.credits_revoked > self.credits_granted
 
     @property
     def total_paise(self) -> int:
@@ -134,9 +148,12 @@ def quote(
     *,
     at: datetime,
     policy: Policy,
-    pending_ok: bool = False,
+    left: int | None = None,
 ) -> Quote:
-    """What changing to this plan and cycle costs and does, seen from a moment; or why it cannot be."""
+    """What changing to this plan and cycle costs and does, seen from a moment; or why it cannot be.
+
+    `left` is what of the old period's credits is not spent; it matters where `Quote.may_be_spent` says so.
+    """
     row, live = situation.row, situation.live
     if live is None or row.razorpay_subscription_id is None:
         raise NoSubscription(
@@ -159,6 +176,9 @@ def quote(
         if refund and policy.upgrade_credits == "delta_prorated":
             credits = sum(unused_credits(grant, taken, at) for grant, taken in situation.grants)
     drips = cycle == "yearly" and plan.credit_cadence == "monthly"
+    granted = (plan.base_credits if drips else plan.credits(cycle)) if cycle else 0
+    if left is not None and paid is not None and credits:
+        refund, credits = _covered(paid, situation.bought, refund, credits, left, granted)
     return Quote(
         kind=kind,
         plan_id=plan.code,
@@ -166,7 +186,7 @@ def quote(
         amount_paise=plan.price_paise(cycle) if upgrade and cycle else 0,
         tax_paise=plan.tax_paise(cycle) if upgrade and cycle else 0,
         refund_paise=refund,
-        credits_granted=(plan.base_credits if drips else plan.credits(cycle)) if cycle else 0,
+        credits_granted=granted,
         credits_revoked=credits,
         effective_at=None if upgrade else ends_at,
         catalog_version=situation.catalog.version,
@@ -175,6 +195,14 @@ def quote(
         quoted_at=at,
         expires_at=at + policy.quote_valid,
     )
+
+
+def _covered(paid: Paid, bought: int, refund: int, asked: int, left: int, granted: int) -> tuple[int, int]:
+    """(refund, credits taken back): what is spent is taken of the new credits, what these do not cover of the money."""
+    spent = max(0, asked - left)
+    of_the_new = min(spent, granted)
+    refund = less_spent(refund, paid.amount_paise, bought, spent - of_the_new)
+    return (refund if refund >= SMALLEST_REFUND_PAISE else 0), asked - spent + of_the_new
 
 
 def _kind(situation: Situation, plan: Plan, cycle: Cycle | None) -> Kind:

@@ -347,6 +347,8 @@ def slipped_in(row: Subscription, decision: Decision) -> Finding | None:
         return None
     if paid.razorpay_subscription_id != row.razorpay_subscription_id or paid.period_start < ends_at:
         return None
+    if row.pending_since is not None and row.pending_since >= paid.period_start:
+        return None  # heard of late: the wish came after the charge
     observed = {"paymentId": paid.id, "razorpaySubscriptionId": row.razorpay_subscription_id}
     return Finding("charged_after_scheduled_end", "critical", observed | {"endedAt": ends_at.isoformat()})
 

@@ -44,6 +44,11 @@ class Captured:
     drip_credits: int | None
 
 
+def bought(payment: Captured, granted: list[Granted]) -> int:
+    """All credits that a payment brings, those of months to come too."""
+    return (payment.drip_credits or 0) * 12 or sum(grant.credits for grant in granted)
+
+
 async def lock_payment(db: AsyncConnection, payment_id: str) -> None:
     """Let one transaction at a time tie a payment to its refunds and disputes, which may come before it."""
     await db.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"payment:{payment_id}", 0))))

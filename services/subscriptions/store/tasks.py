@@ -140,12 +140,20 @@ async def list_tasks(
     return [Task(**row._mapping) for row in await db.execute(query)]
 
 
-async def list_newest(db: AsyncConnection, tenant_id: str, *, limit: int) -> list[Task]:
-    """A tenant's newest tasks, in the order in which they arose."""
+async def newest_position(db: AsyncConnection) -> int:
+    """Tasks that arise from now on have a greater position."""
+    return await db.scalar(select(func.max(queue.c.position))) or 0
+
+
+async def list_since(db: AsyncConnection, tenant_id: str, position: int, *, limit: int) -> list[Task]:
+    """A tenant's tasks that arose after a position, in the order in which they did."""
     rows = await db.execute(
-        select(*_TASK).where(queue.c.tenant_id == tenant_id).order_by(queue.c.position.desc()).limit(limit)
+        select(*_TASK)
+        .where(queue.c.tenant_id == tenant_id, queue.c.position > position)
+        .order_by(queue.c.position)
+        .limit(limit)
     )
-    return sorted((Task(**row._mapping) for row in rows), key=lambda task: task.position)
+    return [Task(**row._mapping) for row in rows]
 
 
 async def find_task(db: AsyncConnection, task_id: str, *, lock: bool = False) -> Task | None:

@@ -691,14 +691,15 @@ class ChangeQuote(_message.Message):
     total_paise: _builtins.int
     """Charged now."""
     refund_paise: _builtins.int
-    """Refunded for the unused part of the old period, tax included, less what `credits_revoked` does not find; 0 below
-    ₹1, and for payments older than the six months in which banks take refunds back.
+    """Refunded for the unused part of the old period, tax included, less the price of credits that were spent of it and
+    that the new plan's do not make up for. What is spent after the quote and exceeds them is deducted when it is paid.
+    0 below ₹1, and for payments older than the six months in which banks take refunds back.
     """
     credits_granted: _builtins.int
     """Credits granted once paid; of a year whose credits arrive monthly those of the first month."""
     credits_revoked: _builtins.int
     """Credits of the old period's unused time, taken back by the transition's policy: of the old lot as far as they are
-    there, else of the new plan's. Only if neither covers them, they are deducted from the refund.
+    there, else of the new plan's.
     """
     catalog_version: _builtins.str
     """The catalogue it was computed from."""
