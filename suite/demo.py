@@ -310,7 +310,8 @@ async def _upgrade(doors: Doors, story: Story, tenant: str) -> None:
     ).quote
     story.tell(
         "what would Business cost?",
-        f"₹{quote.total_paise / 100:,.2f} now, ₹{quote.refund_paise / 100:,.2f} of Pro come back",
+        f"₹{quote.total_paise / 100:,.2f} now, ₹{quote.refund_paise / 100:,.2f} of Pro come back, and with them "
+        f"{quote.credits_revoked:,} credits, though Pro's are spent",
         ok=quote.total_paise == 589_882 and 235_000 < quote.refund_paise <= 235_882,
     )
     changed = await doors.subscriptions.ChangePlan(
@@ -339,11 +340,12 @@ async def _upgrade(doors: Doors, story: Story, tenant: str) -> None:
 
     papers = (await _once_there(settled)).invoices
     current = await doors.subscriptions.GetCurrent(subscriptions_pb.GetCurrentRequest(tenant_id=tenant))
-    balance = await _balance_when(doors, tenant, BUSINESS_CREDITS)
+    balance = await _balance(doors, tenant)
     story.tell(
         "where it stands now",
         f"{current.plan_name}, {balance.available:,} credits",
-        ok=current.plan_code == "business" and balance.available == BUSINESS_CREDITS + 1_700,
+        ok=current.plan_code == "business"
+        and balance.available == 1_700 + BUSINESS_CREDITS - quote.credits_revoked,
     )
     notes = [each for each in papers if each.kind == subscriptions_pb.INVOICE_KIND_CREDIT_NOTE]
     story.tell(

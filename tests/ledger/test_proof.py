@@ -92,6 +92,7 @@ WHERE = {
     ("credit_transactions", "refunded_transaction_id"): "refunded_transaction_id <> ''",
     ("credit_transactions", "*"): "tx_status <> 'rejected' AND first_seq > 0",
     ("credit_buckets", "held"): "remaining > held",
+    ("credit_buckets", "remaining"): "NOT closed",  # a constraint keeps closed ones empty
     ("credit_buckets", "closed"): "remaining = 0",
     ("credit_holds", "status"): "status = 'held'",
     ("credit_holds", "captured"): "captured > 0",
