@@ -90,10 +90,9 @@ def test_apply_catalog_makes_the_providers_plans_once(database: Database, sandbo
         f"{sandbox.url}/v1/plans", params={"count": 100}, auth=(KEY_ID, KEY_SECRET), trust_env=False
     ).json()["items"]
     ours = [plan for plan in plans if plan["notes"] and plan["notes"]["plan_code"] == "pro"]
-    assert sorted((plan["period"], plan["item"]["amount"]) for plan in ours) == [
-        ("monthly", 235_882),
-        ("yearly", 2_358_820),
-    ]
+    # Tests that sold it at another price made plans beside these.
+    made = [(plan["period"], plan["item"]["amount"]) for plan in ours]
+    assert [made.count(price) for price in (("monthly", 235_882), ("yearly", 2_358_820))] == [1, 1]
 
 
 def test_it_serves_and_stops_when_told(database: Database) -> None:
