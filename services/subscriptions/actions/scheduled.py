@@ -17,19 +17,15 @@ from shared.database import transaction
 _log = logs.get_logger()
 
 
-async def settle_due(engine: AsyncEngine, *, now: datetime, policy: Policy, limit: int) -> list[str]:
-    """Settle tenants whose time has come; answers those that may be owed something now."""
+async def settle_due(engine: AsyncEngine, *, now: datetime, policy: Policy, limit: int) -> None:
+    """Settle tenants whose time has come; what they are owed then are tasks."""
     async with transaction(engine) as db:
         tenants = await store.list_due(db, now, lead=policy.cancel_lead, limit=limit)
-    settled = []
     for tenant_id in tenants:
         try:
             await _settle(engine, tenant_id, now, policy)
         except Exception:
             _log.exception("due_failed", tenant_id=tenant_id)  # one tenant's trouble is not the others'
-        else:
-            settled.append(tenant_id)
-    return settled
 
 
 async def _settle(engine: AsyncEngine, tenant_id: str, now: datetime, policy: Policy) -> None:
