@@ -8,6 +8,7 @@ from rich.console import Console
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.subscriptions import SCHEMA
+from services.subscriptions.actions.performing import Performer
 from services.subscriptions.actions.reconciliation import Reconciler
 from services.subscriptions.catalogue import apply_file
 from services.subscriptions.clients.ledger import Ledger
@@ -30,7 +31,8 @@ async def run(settings: SubscriptionsSettings) -> None:
     engine, razorpay = _engine(settings), _razorpay(settings)
     channel = open_channel(settings.ledger_address, settings.room_secret)
     ledger, mode = Ledger(channel), settings.razorpay_mode
-    reconciler = Reconciler(engine, ledger, razorpay, mode=mode, clock=clock.now, policy=settings.policy)
+    performer = Performer(engine, ledger, razorpay, mode=mode, clock=clock.now, policy=settings.policy)
+    reconciler = Reconciler(engine, performer, clock=clock.now, policy=settings.policy)
 
     async def close() -> None:
         await reconciler.drain()

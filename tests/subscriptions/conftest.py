@@ -29,6 +29,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from services.subscriptions.actions.performing import Performer
 from services.subscriptions.actions.reconciliation import Reconciler
 from services.subscriptions.catalogue import apply_file
 from services.subscriptions.clients.ledger import Ledger
@@ -233,7 +234,8 @@ async def serving(
     )
     to_ledger = open_channel(ledger_address, SecretStr(SECRETS["room_secret"]))
     ours = Ledger(to_ledger)
-    reconciler = Reconciler(engine, ours, razorpay, mode="test", clock=moving, policy=POLICY)
+    performer = Performer(engine, ours, razorpay, mode="test", clock=moving, policy=POLICY)
+    reconciler = Reconciler(engine, performer, clock=moving, policy=POLICY)
     settings = RoomSettings(**SECRETS, shed_after_ms=60_000)
     async with running_server(
         room="subscriptions",

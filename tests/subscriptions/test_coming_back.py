@@ -12,6 +12,7 @@ from billing.subscriptions.v1 import subscriptions_pb2, subscriptions_pb2_grpc
 from pydantic import SecretStr
 
 from services.subscriptions.actions import reconciliation
+from services.subscriptions.actions.performing import Performer
 from services.subscriptions.actions.reconciliation import Reconciler
 from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.clients.razorpay import Razorpay
@@ -100,9 +101,10 @@ async def test_what_a_killed_process_held_is_taken_over_without_any_job(room: Ro
         tenant,
     )
     async with open_channel(room.ledger.address, SecretStr(SECRETS["room_secret"])) as channel:
-        successor = Reconciler(
+        performer = Performer(
             room.engine, Ledger(channel), room.razorpay, mode="test", clock=room.clock, policy=POLICY
         )
+        successor = Reconciler(room.engine, performer, clock=room.clock, policy=POLICY)
         taking_over = asyncio.create_task(successor.take_over(every=timedelta(seconds=0.1)))
 
         await eventually(lambda: done(room, tenant))

@@ -188,15 +188,11 @@ async def record_audit(
         tenant_id=after.tenant_id,
         resource_type="addon",
         resource_id=after.id,
-        before={name: _plain(was[name]) for name in changed},
-        after={name: _plain(became[name]) for name in changed},
+        before={name: standing.plain(was[name]) for name in changed},
+        after={name: standing.plain(became[name]) for name in changed},
         reason=reason or action,
         request_id=logs.request_id.get(),
     )
-
-
-def _plain(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime) else value
 
 
 def method_and_request(row: TenantAddon) -> tuple[str, dict[str, Any]]:

@@ -12,8 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from services.subscriptions.actions.overrides import lapse_overrides
 from services.subscriptions.actions.performing import Performer
 from services.subscriptions.actions.scheduled import follow_catalog, settle_due
-from services.subscriptions.clients.ledger import Ledger
-from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.errors import TaskCompleted, UnknownTask
 from services.subscriptions.rules.policy import Policy
 from services.subscriptions.rules.tasks import (
@@ -67,20 +65,11 @@ class Reconciled:
 class Reconciler:
     """Attempts tasks, each under a lease, with no transaction open while another side is asked."""
 
-    def __init__(
-        self,
-        engine: AsyncEngine,
-        ledger: Ledger,
-        razorpay: Razorpay,
-        *,
-        mode: str,
-        clock: Clock,
-        policy: Policy,
-    ) -> None:
+    def __init__(self, engine: AsyncEngine, performer: Performer, *, clock: Clock, policy: Policy) -> None:
         self._engine = engine
         self._clock = clock
         self._policy = policy
-        self.performer = Performer(engine, ledger, razorpay, mode=mode, clock=clock, policy=policy)
+        self.performer = performer
         self._at_work: set[asyncio.Task[None]] = set()
         self._coming_back: dict[tuple[str, Counterpart], asyncio.Task[None]] = {}
         self._few = asyncio.Semaphore(AT_ONCE)

@@ -115,12 +115,13 @@ async def record_change(
         tenant_id=tenant_id,
         resource_type="subscription",
         resource_id=tenant_id,
-        before={name: _plain(before.get(name)) for name in changed},
-        after={name: _plain(after[name]) for name in changed},
+        before={name: plain(before.get(name)) for name in changed},
+        after={name: plain(after[name]) for name in changed},
         reason=reason,
         request_id=logs.request_id.get(),
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as the audit log keeps it."""
     return value.isoformat() if isinstance(value, datetime) else value
