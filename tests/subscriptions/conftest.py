@@ -226,7 +226,11 @@ async def room(database: Database, ledger: RunningLedger, sandbox: Sandbox) -> A
 
 @asynccontextmanager
 async def serving(
-    database: Database, ledger_address: str, razorpay: Razorpay, moving: MovableClock
+    database: Database,
+    ledger_address: str,
+    razorpay: Razorpay,
+    moving: MovableClock,
+    policy: Policy = POLICY,
 ) -> AsyncIterator[tuple[str, AsyncEngine, MovableClock]]:
     """The room's doors on a free port."""
     engine = shared_database.create_engine(
@@ -234,14 +238,14 @@ async def serving(
     )
     to_ledger = open_channel(ledger_address, SecretStr(SECRETS["room_secret"]))
     ours = Ledger(to_ledger)
-    performer = Performer(engine, ours, razorpay, mode="test", clock=moving, policy=POLICY)
-    reconciler = Reconciler(engine, performer, clock=moving, policy=POLICY)
+    performer = Performer(engine, ours, razorpay, mode="test", clock=moving, policy=policy)
+    reconciler = Reconciler(engine, performer, clock=moving, policy=policy)
     settings = RoomSettings(**SECRETS, shed_after_ms=60_000)
     async with running_server(
         room="subscriptions",
         listen="127.0.0.1:0",
         settings=settings,
-        doors=doors(Doors(engine, ours, razorpay, reconciler, "test", moving, POLICY)),
+        doors=doors(Doors(engine, ours, razorpay, reconciler, "test", moving, policy)),
     ) as (address, _health, _server):
         yield address, engine, moving
     await reconciler.drain()
