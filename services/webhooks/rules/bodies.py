@@ -6,21 +6,10 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from services.webhooks.errors import Poison
+from shared import sensitive
 
 MASK = "[masked]"
 
-# PCI DSS 3.3.1 and what opens doors: never stored, whoever sends them. Compared without case, `_`, `-` and blanks.
-_FORBIDDEN_FIELDS = frozenset({
-    "cardnumber", "accountnumber", "primaryaccountnumber", "pan", "cvv", "cvv2", "cvc", "cvc2", "csc",
-    "securitycode", "pinblock", "cardpin", "track1", "track2", "trackdata", "track1data", "track2data",
-    "magstripe",
-    "password", "passwd", "otp", "secret", "clientsecret", "keysecret", "webhooksecret", "apisecret", "apikey",
-    "accesstoken", "refreshtoken", "privatekey", "authorization",
-})  # fmt: skip
-# These names also occur without card data: masked when they hold at least so many digits.
-_AMBIGUOUS_FIELDS = {"number": 12, "track": 12, "pin": 4}
-_SEPARATORS = str.maketrans("", "", " -")
-_DIGITS = re.compile(r"[0-9]{13,19}")
 _RAW_NUMBER = re.compile(rb"(?<![0-9A-Za-z])[0-9](?:[ -]?[0-9]){12,18}(?![0-9A-Za-z])")
 _RAW_FIELD = re.compile(
     rb'("(?:card[_ -]?number|account[_ -]?number|number|pan|cvv2?|cvc2?|csc|pin|security[_ -]?code|track[_ -]?data'
@@ -56,7 +45,7 @@ def prepare(body: bytes) -> Stored:
     except (Poison, RecursionError):
         # No JSON to walk: look at the bytes themselves. Such a body is set aside anyway.
         kept = _RAW_FIELD.sub(rb'\1"' + MASK.encode() + b'"', body)
-        kept = _RAW_NUMBER.sub(lambda found: MASK.encode() if _luhn(found[0].decode()) else found[0], kept)
+        kept = _RAW_NUMBER.sub(_masked_number, kept)
         return Stored(kept, kept != body, None)
 
 
@@ -86,6 +75,10 @@ def _parse(body: bytes) -> tuple[dict[str, Any], bool]:
     return document, repeated
 
 
+def _masked_number(found: re.Match[bytes]) -> bytes:
+    return MASK.encode() if sensitive.has_check_digit(found[0].decode()) else found[0]
+
+
 def _no_constant(_name: str) -> NoReturn:
     raise ValueError("NaN and Infinity are not JSON")
 
@@ -104,7 +97,7 @@ def _masked(value: Any) -> tuple[Any, bool]:
     if isinstance(value, list):
         walked = [_masked(content) for content in value]
         return [content for content, _ in walked], any(altered for _, altered in walked)
-    if isinstance(value, str) and looks_like_card(value):
+    if isinstance(value, str) and sensitive.looks_like_card(value):
         return MASK, True
     return value, False
 
@@ -112,21 +105,4 @@ def _masked(value: Any) -> tuple[Any, bool]:
 def _forbidden(name: str, content: object) -> bool:
     if content in (None, "", MASK) or isinstance(content, bool | dict | list):
         return False
-    plain = re.sub(r"[_\s-]", "", name).lower()
-    if plain in _AMBIGUOUS_FIELDS:
-        return sum(letter.isdigit() for letter in str(content)[:64]) >= _AMBIGUOUS_FIELDS[plain]
-    return plain in _FORBIDDEN_FIELDS
-
-
-def looks_like_card(text: str) -> bool:
-    """Whether a string is a card number and nothing else: 13 to 19 digits that satisfy Luhn."""
-    if not 13 <= len(text) <= 37:
-        return False
-    digits = text.translate(_SEPARATORS)
-    return _DIGITS.fullmatch(digits) is not None and _luhn(digits)
-
-
-def _luhn(text: str) -> bool:
-    digits = [int(digit) for digit in text if digit not in " -"]
-    doubled = (sum(divmod(digit * 2, 10)) for digit in digits[-2::-2])
-    return sum(digits[-1::-2], sum(doubled)) % 10 == 0
+    return sensitive.is_forbidden(name, content)

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from services.webhooks.rules import bodies
+from shared import sensitive
 
 REDACTED = "[redacted]"
 _PERSONAL = frozenset({
@@ -30,7 +31,7 @@ def _redact(value: Any, name: str = "") -> Any:
         return {key: _redact(content, key) for key, content in value.items()}
     if isinstance(value, list):
         return [_redact(content, name) for content in value]
-    if isinstance(value, str) and (bodies.looks_like_card(value) or name == "description"):
+    if isinstance(value, str) and (sensitive.looks_like_card(value) or name == "description"):
         return REDACTED
     return value
 
