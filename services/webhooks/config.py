@@ -8,20 +8,32 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints,
 from services.webhooks.rules.delivery import Patience
 from services.webhooks.rules.health import BusinessHours
 from services.webhooks.rules.inbox import Endpoint
+from services.webhooks.rules.providers import PROVIDERS
 from shared.config import RoomSettings
 
 Mode = Literal["test", "live"]
-AccountId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Address = Annotated[str, StringConstraints(pattern=r"^\S*:[0-9]{1,5}$")]
 
 
-class Account(BaseModel):
-    """One more merchant account, with its own path, mode and secrets."""
+class ExtraEndpoint(BaseModel):
+    """One more address that a provider posts to, for another account or mode, with its own secrets."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
+    provider: str = "razorpay"
+    account_id: Name
     mode: Mode
-    webhook_secrets: tuple[SecretStr, ...] = Field(min_length=1, description="the first signs new events")
+    secrets: tuple[Annotated[SecretStr, Field(min_length=8)], ...] = Field(
+        min_length=1, description="the first signs new events, the others were good before it"
+    )
+
+    @field_validator("provider")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in PROVIDERS:
+            raise ValueError(f"no such provider; there is {', '.join(PROVIDERS)}")
+        return value
 
 
 class WebhooksSettings(RoomSettings):
@@ -37,10 +49,11 @@ class WebhooksSettings(RoomSettings):
         default=None, description="keep the old secret here for 8 days after a rotation"
     )
     razorpay_mode: Mode = Field(default="test", description="of /webhooks/razorpay")
-    razorpay_account_id: AccountId = Field(default="default", description="of /webhooks/razorpay")
-    razorpay_accounts: dict[AccountId, Account] = Field(
+    razorpay_account_id: Name = Field(default="default", description="of /webhooks/razorpay")
+    webhooks_endpoints: dict[Name, ExtraEndpoint] = Field(
         default_factory=dict,
-        description='more accounts, as JSON: {"acc_x": {"mode": "live", "webhook_secrets": ["…"]}}',
+        description="more addresses by the last part of their path, as JSON:"
+        ' {"shop-live": {"account_id": "acc_x", "mode": "live", "secrets": ["…"]}} is /webhooks/razorpay/shop-live',
     )
 
     webhooks_body_bytes_max: int = Field(default=1 << 20, ge=1024)
@@ -75,17 +88,18 @@ class WebhooksSettings(RoomSettings):
         return value or None
 
     def endpoints(self) -> list[Endpoint]:
-        """Every address that a provider may post to; the first is the default one."""
+        """Every address that a provider may post to."""
         current, previous = self.razorpay_webhook_secret, self.razorpay_webhook_secret_previous
         first = Endpoint(
             provider="razorpay",
+            path="",
             account_id=self.razorpay_account_id,
             mode=self.razorpay_mode,
             secrets=_plain((current,) if previous is None else (current, previous)),
         )
         more = [
-            Endpoint("razorpay", account_id, account.mode, _plain(account.webhook_secrets))
-            for account_id, account in self.razorpay_accounts.items()
+            Endpoint(extra.provider, path, extra.account_id, extra.mode, _plain(extra.secrets))
+            for path, extra in self.webhooks_endpoints.items()
         ]
         return [first, *more]
 

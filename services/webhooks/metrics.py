@@ -20,6 +20,12 @@ class Metrics:
             ["provider"],
             registry=self._registry,
         )
+        self.signed = Counter(
+            "billing_webhook_signed",
+            "Deliveries by the secret that signed them: after a rotation the previous one must fall silent",
+            ["provider", "endpoint", "secret"],
+            registry=self._registry,
+        )
         self.accept_seconds = Histogram(
             "billing_webhook_accept_seconds",
             "From the first byte of the body to the answer",

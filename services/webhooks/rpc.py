@@ -257,6 +257,7 @@ def _event(event: EventRow) -> admin.Event:
         event_type=event.event_type or "",
         body_sha256=event.body_sha256,
         masked=event.masked,
+        signed_with=event.signed_with or "",
         received_at=_stamp(event.received_at),
         status=_STATUSES[event.status],
         processed_at=_stamp(event.processed_at),

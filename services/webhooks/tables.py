@@ -50,6 +50,7 @@ webhook_events = Table(
     Column("locked_until", MOMENT),
     Column("last_error", Text),
     Column("created_at", MOMENT, nullable=False, server_default=func.clock_timestamp()),
+    Column("signed_with", Text),
     PrimaryKeyConstraint("id", name="webhook_events_pk"),
     UniqueConstraint("provider", "account_id", "mode", "body_sha256", name="webhook_events_identity"),
     CheckConstraint("mode IN ('live', 'test')", name="webhook_events_mode"),
@@ -58,6 +59,7 @@ webhook_events = Table(
         "outcome IN ('applied', 'duplicate', 'superseded', 'ignored', 'dead')", name="webhook_events_outcome"
     ),
     CheckConstraint("retry_count >= 0", name="webhook_events_retries"),
+    CheckConstraint("signed_with IN ('current', 'previous')", name="webhook_events_signed_with"),
     CheckConstraint("processed = (outcome IS NOT NULL)", name="webhook_events_done"),
     CheckConstraint("processed = (next_retry_at IS NULL)", name="webhook_events_due"),
 )

@@ -40,7 +40,7 @@ from services.subscriptions.rules.policy import Policy, Supplier
 from services.subscriptions.store import catalog as catalog_store
 from services.webhooks.clients import PaymentEvents
 from services.webhooks.rules.delivery import Claimed, Decision
-from services.webhooks.rules.razorpay import normalise
+from services.webhooks.rules.providers.razorpay import normalise
 from shared import clock
 from shared import database as shared_database
 from shared.config import RoomSettings

@@ -140,22 +140,30 @@ async def test_both_secrets_are_good_during_a_rotation(start: Start, tenant: str
     too_late = await after.post(charged(tenant, payment="pay_3"), secret=OLD_SECRET)
 
     assert [old.status_code, new.status_code, too_late.status_code] == [200, 200, 401]
+    signed = await room.rows("SELECT signed_with FROM webhook_events ORDER BY received_at")
+    assert [row["signed_with"] for row in signed] == ["previous", "current"]
 
 
-async def test_an_account_has_its_own_mode_and_secrets(start: Start, tenant: str) -> None:
-    accounts = {"acc_second": {"mode": "live", "webhook_secrets": ["second-secret"]}}
-    room = await start(deliver=False, razorpay_accounts=accounts)
-    body, path = charged(tenant), "/webhooks/razorpay/acc_second"
+async def test_an_endpoint_has_its_own_account_mode_and_secrets(start: Start, tenant: str) -> None:
+    endpoints = {
+        "shop-live": {"account_id": "acc_x", "mode": "live", "secrets": ["second-secret"]},
+        "shop-test": {"account_id": "acc_x", "mode": "test", "secrets": ["third-secret", "older-secret"]},
+    }
+    room = await start(deliver=False, webhooks_endpoints=endpoints)
+    body, live, test = charged(tenant), "/webhooks/razorpay/shop-live", "/webhooks/razorpay/shop-test"
 
-    wrong = await room.post(body, path=path)
-    right = await room.post(body, path=path, secret="second-secret")
+    wrong = await room.post(body, path=live)
+    right = await room.post(body, path=live, secret="second-secret")
+    other_mode = await room.post(body, path=test, secret="second-secret")
+    same_account = await room.post(body, path=test, secret="older-secret")
     default = await room.post(body)
     unknown = await room.post(body, path="/webhooks/razorpay/acc_unknown")
 
-    assert [wrong.status_code, right.status_code, default.status_code] == [401, 200, 200]
+    answers = [wrong, right, other_mode, same_account, default]
+    assert [each.status_code for each in answers] == [401, 200, 401, 200, 200]
     assert unknown.json() == {"status": "duplicate"}
     identities = {(row["account_id"], row["mode"]) for row in await room.rows()}
-    assert identities == {("acc_second", "live"), ("default", "test")}
+    assert identities == {("acc_x", "live"), ("acc_x", "test"), ("default", "test")}
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"\x00", b'{"event":"\x00"}', b"[" * 100_000, b"9" * 5000])

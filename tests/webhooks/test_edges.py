@@ -8,7 +8,8 @@ import pytest
 from billing.subscriptions.v1 import payment_events_pb2 as pb
 
 from services.webhooks.errors import Poison
-from services.webhooks.rules import bodies, razorpay
+from services.webhooks.rules import bodies
+from services.webhooks.rules.providers import razorpay
 from tests.webhooks.harness import Running, sample
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.webhooks.errors import PageTokenInvalid, Poison
-from services.webhooks.rules import bodies, health, razorpay, values
+from services.webhooks.rules import bodies, health, values
 from services.webhooks.rules.delivery import (
     Patience,
     SetAside,
@@ -22,6 +22,7 @@ from services.webhooks.rules.delivery import (
 )
 from services.webhooks.rules.health import BusinessHours, FailureCount
 from services.webhooks.rules.paging import Position, page_token, position_of
+from services.webhooks.rules.providers import razorpay
 from services.webhooks.rules.redaction import redacted
 from shared.errors import InvalidArgument, Unavailable
 from shared.sensitive import looks_like_card
@@ -239,7 +240,7 @@ def test_no_body_raises_anything_but_poison(body: bytes) -> None:
 def test_no_headers_verify_by_chance(headers: list[tuple[bytes, bytes]], body: bytes) -> None:
     named = [(b"x-razorpay-signature", value) for _, value in headers]
 
-    assert razorpay.verify(named, body, [SECRET.encode()]) is False
+    assert razorpay.verify(named, body, [SECRET.encode()], MONDAY_NOON) is None
     assert razorpay.event_id(headers) is None
 
 
@@ -248,10 +249,11 @@ def test_a_signature_is_good_for_one_body_and_any_active_secret() -> None:
     headers = [(b"x-razorpay-signature", signature(body).encode())]
     again = json.dumps(json.loads(body)).encode()
 
-    assert razorpay.verify(headers, body, [b"another", SECRET.encode()])
-    assert not razorpay.verify(headers, again, [SECRET.encode()])
-    assert not razorpay.verify(headers, body, [b"another"])
-    assert not razorpay.verify(headers * 2, body, [SECRET.encode()])
+    assert razorpay.verify(headers, body, [b"another", SECRET.encode()], MONDAY_NOON) == 1
+    assert razorpay.verify(headers, body, [SECRET.encode(), b"another"], MONDAY_NOON) == 0
+    assert razorpay.verify(headers, again, [SECRET.encode()], MONDAY_NOON) is None
+    assert razorpay.verify(headers, body, [b"another"], MONDAY_NOON) is None
+    assert razorpay.verify(headers * 2, body, [SECRET.encode()], MONDAY_NOON) is None
 
 
 def luhn_number(start: str, length: int) -> str:

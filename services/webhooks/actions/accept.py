@@ -8,18 +8,21 @@ from datetime import datetime
 from services.webhooks.inbox import Inbox
 from services.webhooks.rules import bodies
 from services.webhooks.rules.events import Glance
-from services.webhooks.rules.inbox import LARGE_BYTES, Endpoint, NewEvent
-from services.webhooks.rules.providers import PROVIDERS
-from services.webhooks.rules.razorpay import Headers
+from services.webhooks.rules.inbox import LARGE_BYTES, Endpoint, NewEvent, SignedWith
+from services.webhooks.rules.providers import PROVIDERS, Headers
 from shared.ids import new_id
 
 
-async def verify(endpoint: Endpoint, headers: Headers, body: bytes) -> bool:
-    """Whether one of the endpoint's secrets signed these very bytes."""
+async def verify(endpoint: Endpoint, headers: Headers, body: bytes, now: datetime) -> SignedWith | None:
+    """Which of the endpoint's secrets signed these very bytes; None: none did."""
     provider = PROVIDERS[endpoint.provider]
     if len(body) > LARGE_BYTES:
-        return await asyncio.to_thread(provider.verify, headers, body, endpoint.secrets)
-    return provider.verify(headers, body, endpoint.secrets)
+        position = await asyncio.to_thread(provider.verify, headers, body, endpoint.secrets, now)
+    else:
+        position = provider.verify(headers, body, endpoint.secrets, now)
+    if position is None:
+        return None
+    return "current" if position == 0 else "previous"
 
 
 async def receive(
@@ -27,20 +30,28 @@ async def receive(
     endpoint: Endpoint,
     headers: Headers,
     body: bytes,
+    signed_with: SignedWith,
     *,
     received_at: datetime,
     request_id: str,
 ) -> bool:
     """Stores a verified delivery whatever it says; False: it was stored before. Committed when this returns."""
     if len(body) > LARGE_BYTES:
-        event = await asyncio.to_thread(_new_event, endpoint, headers, body, received_at, request_id)
+        event = await asyncio.to_thread(
+            _new_event, endpoint, headers, body, signed_with, received_at, request_id
+        )
     else:
-        event = _new_event(endpoint, headers, body, received_at, request_id)
+        event = _new_event(endpoint, headers, body, signed_with, received_at, request_id)
     return await inbox.put(event)
 
 
 def _new_event(
-    endpoint: Endpoint, headers: Headers, body: bytes, received_at: datetime, request_id: str
+    endpoint: Endpoint,
+    headers: Headers,
+    body: bytes,
+    signed_with: SignedWith,
+    received_at: datetime,
+    request_id: str,
 ) -> NewEvent:
     provider = PROVIDERS[endpoint.provider]
     kept = bodies.prepare(body)
@@ -58,6 +69,7 @@ def _new_event(
         body=kept.body,
         body_sha256=hashlib.sha256(body).hexdigest(),
         masked=kept.masked,
+        signed_with=signed_with,
         request_id=request_id,
         received_at=received_at,
     )

@@ -45,8 +45,7 @@ class Ingress:
         body_bytes_max: int,
         receive_seconds: float,
     ) -> None:
-        self._by_account = {(end.provider, end.account_id): end for end in reversed(endpoints)}
-        self._first = {end.provider: end for end in reversed(endpoints)}
+        self._endpoints = {(end.provider, end.path): end for end in endpoints}
         self._inbox = inbox
         self._failures = failures
         self._watchman = watchman
@@ -61,7 +60,7 @@ class Ingress:
         return Starlette(
             routes=[
                 Route("/webhooks/{provider}", self._webhook, methods=["POST"]),
-                Route("/webhooks/{provider}/{account}", self._webhook, methods=["POST"]),
+                Route("/webhooks/{provider}/{endpoint}", self._webhook, methods=["POST"]),
                 Route("/healthz", self._health, methods=["GET"]),
                 Route("/metrics", self._scrape, methods=["GET"]),
             ],
@@ -83,10 +82,10 @@ class Ingress:
         return response
 
     def _endpoint(self, request: Request) -> Endpoint | None:
-        provider, account = request.path_params["provider"], request.path_params.get("account", "")
-        # A path that names no account of ours is the default one under another spelling: were it an identity of
+        provider, path = request.path_params["provider"], request.path_params.get("endpoint", "")
+        # A path that names no endpoint of ours is the default one under another spelling: were it an identity of
         # its own, a body repeated under ever new paths would never be a duplicate.
-        return self._by_account.get((provider, account)) or self._first.get(provider)
+        return self._endpoints.get((provider, path)) or self._endpoints.get((provider, ""))
 
     async def _take_in(self, request: Request, endpoint: Endpoint) -> tuple[str, Response]:
         try:
@@ -104,16 +103,22 @@ class Ingress:
         except Crowded:
             return "crowded", _not_stored()
         headers = request.headers.raw
-        if not await accept.verify(endpoint, headers, body):
+        now = self._clock()
+        signed_with = await accept.verify(endpoint, headers, body, now)
+        if signed_with is None:
             self._refused(request, endpoint, body)
             return "bad_signature", _error(401, "INVALID_SIGNATURE", "the signature does not match the body")
+        self._metrics.signed.labels(
+            provider=endpoint.provider, endpoint=endpoint.path, secret=signed_with
+        ).inc()
         try:
             new = await accept.receive(
                 self._inbox,
                 endpoint,
                 headers,
                 body,
-                received_at=self._clock(),
+                signed_with,
+                received_at=now,
                 request_id=logs.request_id.get(),
             )
         except Exception as error:

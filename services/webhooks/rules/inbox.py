@@ -2,22 +2,29 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 # Beyond this, hashing and reading would hold up every other delivery: a thread does it.
 LARGE_BYTES = 64 << 10
+
+
+# Which secret of the endpoint signed a delivery; after a rotation the previous one falls silent.
+SignedWith = Literal["current", "previous"]
 
 
 @dataclass(frozen=True)
 class Endpoint:
     """One address that a provider posts to: whose account and mode it is, and which secrets sign for it.
 
-    Account and mode are part of a delivery's identity, so they come from here and never from a body.
+    Account and mode are part of a delivery's identity, so they come from here and never from a body. `path` is the
+    last part of the address; empty: the provider's default one.
     """
 
     provider: str
+    path: str
     account_id: str
     mode: str
-    secrets: tuple[bytes, ...]
+    secrets: tuple[bytes, ...]  # the first is the current one, the others were good before it
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class NewEvent:
     body: bytes
     body_sha256: str
     masked: bool
+    signed_with: SignedWith
     request_id: str
     received_at: datetime
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from services.webhooks.rules.inbox import SignedWith
+
 Status = Literal["pending", "processed", "dead"]
 
 SELECTION_MAX = 10_000
@@ -23,6 +25,7 @@ class EventRow:
     tenant_id: str | None
     body_sha256: str
     masked: bool
+    signed_with: SignedWith | None
     body_removed_at: datetime | None
     request_id: str
     received_at: datetime

@@ -13,18 +13,18 @@ from shared.ids import new_id
 
 _INSERT = text("""
     INSERT INTO webhook_events (id, provider, account_id, mode, event_id, event_type, tenant_id, aggregate_id,
-        body, body_sha256, masked, request_id, received_at)
+        body, body_sha256, masked, signed_with, request_id, received_at)
     SELECT * FROM unnest(CAST(:id AS text[]), CAST(:provider AS text[]), CAST(:account_id AS text[]),
         CAST(:mode AS text[]), CAST(:event_id AS text[]), CAST(:event_type AS text[]),
         CAST(:tenant_id AS text[]), CAST(:aggregate_id AS text[]), CAST(:body AS bytea[]),
-        CAST(:body_sha256 AS text[]), CAST(:masked AS boolean[]), CAST(:request_id AS text[]),
-        CAST(:received_at AS timestamptz[]))
+        CAST(:body_sha256 AS text[]), CAST(:masked AS boolean[]), CAST(:signed_with AS text[]),
+        CAST(:request_id AS text[]), CAST(:received_at AS timestamptz[]))
     ON CONFLICT ON CONSTRAINT webhook_events_identity DO NOTHING
     RETURNING id
 """)
 _COLUMNS = (
     *("id", "provider", "account_id", "mode", "event_id", "event_type", "tenant_id", "aggregate_id"),
-    *("body", "body_sha256", "masked", "request_id", "received_at"),
+    *("body", "body_sha256", "masked", "signed_with", "request_id", "received_at"),
 )
 
 # An event waits for an earlier one of its aggregate only while that one has never failed: its first attempt is

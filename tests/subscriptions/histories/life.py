@@ -29,7 +29,7 @@ from services.subscriptions.rules.purchases import TOTAL_COUNT, Intent, PackPurc
 from services.subscriptions.rules.tasks import NewTask
 from services.webhooks.clients import _to_proto
 from services.webhooks.rules.delivery import Claimed
-from services.webhooks.rules.razorpay import normalise
+from services.webhooks.rules.providers.razorpay import normalise
 from shared.errors import BillingError
 from tests.subscriptions.builders import CATALOG, START
 from tests.subscriptions.histories.books import POLICY, TENANT, Books

@@ -72,6 +72,7 @@ class Event(_message.Message):
     LAST_ERROR_FIELD_NUMBER: _builtins.int
     TENANT_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SIGNED_WITH_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Our id, `evt_…`."""
     provider: _builtins.str
@@ -102,6 +103,10 @@ class Event(_message.Message):
     """The tenant it concerned. Empty: not known, or none could be told."""
     request_id: _builtins.str
     """The request id that follows this delivery through the logs of every room."""
+    signed_with: _builtins.str
+    """Which of the endpoint's secrets signed it: `current`, or `previous` during a rotation. Empty: taken in by a
+    release that did not write it down.
+    """
     @_builtins.property
     def received_at(self) -> _timestamp_pb2.Timestamp:
         """When the ingress took it in."""
@@ -135,10 +140,11 @@ class Event(_message.Message):
         last_error: _builtins.str = ...,
         tenant_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        signed_with: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["next_retry_at", b"next_retry_at", "processed_at", b"processed_at", "received_at", b"received_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "body_sha256", b"body_sha256", "event_id", b"event_id", "event_type", b"event_type", "id", b"id", "last_error", b"last_error", "masked", b"masked", "mode", b"mode", "next_retry_at", b"next_retry_at", "outcome", b"outcome", "outcome_reason", b"outcome_reason", "processed_at", b"processed_at", "provider", b"provider", "received_at", b"received_at", "request_id", b"request_id", "retry_count", b"retry_count", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "body_sha256", b"body_sha256", "event_id", b"event_id", "event_type", b"event_type", "id", b"id", "last_error", b"last_error", "masked", b"masked", "mode", b"mode", "next_retry_at", b"next_retry_at", "outcome", b"outcome", "outcome_reason", b"outcome_reason", "processed_at", b"processed_at", "provider", b"provider", "received_at", b"received_at", "request_id", b"request_id", "retry_count", b"retry_count", "signed_with", b"signed_with", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

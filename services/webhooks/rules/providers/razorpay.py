@@ -1,9 +1,10 @@
-"""Everything that is Razorpay's: its signature, its headers, its words. Another provider is another such module."""
+"""Everything that is Razorpay's: its signature, its headers, its words."""
 
 import hashlib
 import hmac
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 from services.webhooks.errors import Poison
@@ -18,6 +19,8 @@ from services.webhooks.rules.events import (
     Refund,
     Subscription,
 )
+from services.webhooks.rules.providers.seam import Headers
+from shared import sensitive
 
 NAME = "razorpay"
 _SIGNATURE = b"x-razorpay-signature"
@@ -33,26 +36,32 @@ _DISPUTE_EVENTS = frozenset({
     "created", "under_review", "action_required", "won", "lost", "closed",
 })  # fmt: skip
 
-Headers = Sequence[tuple[bytes, bytes]]
 Entity = TypeVar("Entity")
 
 
-def verify(headers: Headers, body: bytes, secrets: Iterable[bytes]) -> bool:
-    """Whether the body was signed with one of the secrets. Everything odd is a no, never an exception."""
+def verify(headers: Headers, body: bytes, secrets: Sequence[bytes], now: datetime) -> int | None:
+    """Which of the secrets signed the body, by position. Everything odd is a no, never an exception.
+
+    Razorpay signs no time (its webhook documentation, "Validate"), so a body stays good for ever: that it is one of
+    those taken in before is what protects from replays.
+    """
     given = [value for name, value in headers if name == _SIGNATURE]
     if len(given) != 1 or not _HEX_DIGEST.fullmatch(given[0]):
-        return False
+        return None
     matches = [
         hmac.compare_digest(hmac.new(secret, body, hashlib.sha256).hexdigest().encode(), given[0])
         for secret in secrets
     ]  # all of them are computed, so that the time does not tell which one matched
-    return any(matches)
+    return matches.index(True) if any(matches) else None
 
 
 def event_id(headers: Headers) -> str | None:
     """The event id that an unsigned header claims; for people only."""
     claimed = [value for name, value in headers if name == _EVENT_ID]
-    return claimed[0].decode() if claimed and _HEADER_ID.fullmatch(claimed[0]) else None
+    if not claimed or not _HEADER_ID.fullmatch(claimed[0]):
+        return None
+    text = claimed[0].decode()
+    return None if sensitive.looks_like_card(text) else text
 
 
 def glance(document: Mapping[str, Any]) -> Glance:
