@@ -5,112 +5,16 @@ import json
 import os
 import signal
 import socket
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import psycopg
 import pytest
 
-from tests.webhooks.harness import (
-    SECRET,
-    Subscriptions,
-    charged,
-    eventually,
-    neighbour,
-    room_settings,
-    signature,
-)
+from tests.webhooks.harness import SECRET, Subscriptions, charged, eventually, neighbour, room_settings
+from tests.webhooks.processes import Process, post, process
 
 CANARY = "4111111111111111"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
-
-
-@dataclass
-class Process:
-    """One `python -m services.webhooks`."""
-
-    environment: dict[str, str]
-    url: str
-    running: asyncio.subprocess.Process | None = None
-    log: bytes = b""
-
-    async def start(self, *, wait: bool = True) -> None:
-        self.running = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "services.webhooks"),
-            env=self.environment,
-            stderr=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        self._reader = asyncio.create_task(self._read())
-        if wait:
-            await eventually(self.healthy, seconds=15)
-
-    async def healthy(self) -> bool:
-        async with httpx.AsyncClient() as http:
-            try:
-                return (await http.get(f"{self.url}/healthz")).status_code == 200
-            except httpx.TransportError:
-                return False
-
-    async def _read(self) -> None:
-        assert self.running is not None
-        assert self.running.stderr is not None
-        while chunk := await self.running.stderr.read(65536):
-            self.log += chunk
-
-    async def end(self, number: signal.Signals) -> int:
-        assert self.running is not None
-        if self.running.returncode is None:
-            self.running.send_signal(number)
-        code = await asyncio.wait_for(self.running.wait(), 15)
-        await self._reader
-        return code
-
-
-@asynccontextmanager
-async def process(database: Any, secrets: Any, address: str) -> AsyncIterator[Process]:
-    port = free_port()
-    environment = {
-        "PATH": os.environ["PATH"],
-        "GATEWAY_SECRET": secrets.gateway,
-        "OPERATOR_SECRET": secrets.operator,
-        "ROOM_SECRET": secrets.room,
-        "WEBHOOKS_LISTEN": f"127.0.0.1:{free_port()}",
-        "WEBHOOKS_HTTP_LISTEN": f"127.0.0.1:{port}",
-        "WEBHOOKS_DATABASE_URL": database.url("webhooks_rw"),
-        "SUBSCRIPTIONS_ADDRESS": address,
-        "RAZORPAY_WEBHOOK_SECRET": SECRET,
-        "WEBHOOKS_DELIVERY_LEASE_SECONDS": "1",
-        "WEBHOOKS_DELIVERY_BACKOFF_SECONDS": "0.05",
-    }
-    found = Process(environment, f"http://127.0.0.1:{port}")
-    try:
-        yield found
-    finally:
-        if found.running is not None:
-            await found.end(signal.SIGKILL)
-
-
-async def post(http: httpx.AsyncClient, url: str, body: bytes, **headers: str) -> int:
-    """The status, or 0 when there was no answer; Razorpay would send again either way."""
-    try:
-        answer = await http.post(
-            f"{url}/webhooks/razorpay",
-            content=body,
-            headers={"X-Razorpay-Signature": signature(body), **headers},
-        )
-    except httpx.TransportError:
-        return 0
-    return answer.status_code
 
 
 async def test_kill_9_in_the_middle_loses_and_repeats_nothing(
