@@ -22,6 +22,9 @@ class RoomSettings(Settings):
     room_secret: SecretStr = Field(min_length=16, description="key of rooms among themselves")
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
     reflection: bool = Field(default=True, description="serve reflection to holders of any key")
+    admin_calls_per_15_minutes: int = Field(
+        default=100, ge=0, description="of one method from one address, at operators' doors; 0: no limit"
+    )
     shed_after_ms: int = Field(default=1000, ge=50, description="refuse requests that waited longer")
     billing_test_clock: Path | None = Field(default=None, description="file with an offset in seconds")
 

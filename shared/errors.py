@@ -7,7 +7,8 @@ BillingError
 ├── NotFound
 ├── AlreadyExists
 ├── FailedPrecondition   the state refuses; `reason` says which rule
-├── ResourceExhausted    shed or limited: nothing was done, try again later
+├── ResourceExhausted    shed: nothing was done, try again later
+│   └── RateLimited      more calls than allowed: nothing was done, try again when it says
 ├── Unimplemented        declared in the contract, left out by this release
 ├── Aborted              lost a race: nothing was done, try again
 ├── Unavailable          ─┐
@@ -99,6 +100,12 @@ class ResourceExhausted(BillingError):
     ) -> None:
         super().__init__(message, reason=reason, **metadata)
         self.retry_after_seconds = retry_after_seconds
+
+
+class RateLimited(ResourceExhausted):
+    """More calls than the limit allows; `retry_after_seconds` says when the next one may come."""
+
+    reason = "RATE_LIMITED"
 
 
 class Aborted(BillingError):

@@ -14,10 +14,17 @@ from suite.files import Secrets
 PASSED_TO_ALL = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR"),
     *("BILLING_DATA_DIR", "BILLING_TEST_CLOCK", "LOG_LEVEL", "REFLECTION"),
+    "ADMIN_CALLS_PER_15_MINUTES",
 )
 ALERTS = ("BILLING_ALERT_WEBHOOK_URL", "BILLING_NOTIFICATION_WEBHOOK_URL")
 # What a deployment decides for itself, and how its notices are signed.
-OF_SUBSCRIPTIONS = ("BILLING_UPGRADE_", "BILLING_SUPPLIER_", "BILLING_PAST_DUE_", "BILLING_NOTIFICATION_")
+OF_SUBSCRIPTIONS = (
+    "BILLING_UPGRADE_",
+    "BILLING_SUPPLIER_",
+    "BILLING_PAST_DUE_",
+    "BILLING_NOTIFICATION_",
+    "BILLING_VERIFY_",
+)
 
 # Who sells to the sandbox's customers, unless the person who starts the suite says otherwise.
 SAMPLE_SELLER = {

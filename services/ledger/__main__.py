@@ -11,6 +11,7 @@ from services.ledger.lanes import Lanes
 from services.ledger.limit_reads import LimitReads
 from services.ledger.rpc import doors
 from shared import config, database, logs, startup
+from shared.ops.limits import Limiter
 from shared.rpc.server import serve
 
 
@@ -30,6 +31,7 @@ async def main(settings: LedgerSettings) -> None:
             room="ledger",
             listen=settings.ledger_listen,
             settings=settings,
+            limiter=Limiter(engine, "ledger"),
             doors=doors(
                 Ledger(
                     engine,

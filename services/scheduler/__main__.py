@@ -10,6 +10,7 @@ from services.scheduler.jobs import JOBS
 from services.scheduler.loop import Loop
 from services.scheduler.rpc import SchedulerService
 from shared import config, database, logs, startup
+from shared.ops.limits import Limiter
 from shared.rpc.client import open_channel
 from shared.rpc.server import Audience, Door, serve
 
@@ -39,6 +40,7 @@ async def run(settings: SchedulerSettings) -> None:
         room="scheduler",
         listen=settings.scheduler_listen,
         settings=settings,
+        limiter=Limiter(engine, "scheduler"),
         doors=[
             Door(
                 "billing.scheduler.v1.SchedulerService",

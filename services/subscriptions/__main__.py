@@ -19,6 +19,7 @@ from services.subscriptions.errors import CatalogInvalid
 from services.subscriptions.rpc.doors import doors
 from services.subscriptions.rpc.room import Room
 from shared import clock, config, database, logs, startup
+from shared.ops.limits import Limiter
 from shared.rpc.client import open_channel
 from shared.rpc.server import serve
 
@@ -32,6 +33,7 @@ async def run(settings: SubscriptionsSettings) -> None:
     channel = open_channel(settings.ledger_address, settings.room_secret)
     ledger, mode = Ledger(channel), settings.razorpay_mode
     performer = Performer(engine, ledger, razorpay, mode=mode, clock=clock.now, policy=settings.policy)
+    limiter = Limiter(engine, ROOM)
     reconciler = Reconciler(engine, performer, clock=clock.now, policy=settings.policy)
 
     async def close() -> None:
@@ -44,9 +46,18 @@ async def run(settings: SubscriptionsSettings) -> None:
         room=ROOM,
         listen=settings.subscriptions_listen,
         settings=settings,
+        limiter=limiter,
         doors=doors(
             Room(
-                engine, ledger, razorpay, reconciler, mode, clock.now, settings.policy, _notice_sink(settings)
+                engine,
+                ledger,
+                razorpay,
+                reconciler,
+                mode,
+                clock.now,
+                settings.policy,
+                limiter,
+                _notice_sink(settings),
             )
         ),
         background=[reconciler.take_over],

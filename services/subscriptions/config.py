@@ -53,6 +53,13 @@ class SubscriptionsSettings(RoomSettings):
         description="days after a failed charge: three reminders, then free",
     )
 
+    billing_verify_calls: int = Field(
+        default=100, ge=1, description="VerifyPayment: calls for one tenant in 15 minutes"
+    )
+    billing_verify_failures: int = Field(
+        default=5, ge=1, description="VerifyPayment: wrong signatures of one tenant in 15 minutes"
+    )
+
     @field_validator("billing_supplier_name", "billing_supplier_gstin", "billing_supplier_address")
     @classmethod
     def _is_known_where_money_is_real(cls, value: str, info: ValidationInfo) -> str:
@@ -98,6 +105,8 @@ class SubscriptionsSettings(RoomSettings):
         return Policy(
             upgrade_refund=self.billing_upgrade_refund,
             upgrade_credits=self.billing_upgrade_credits,
+            verify_calls=self.billing_verify_calls,
+            verify_failures=self.billing_verify_failures,
             ladder=tuple(
                 Step(int(day), step.kind)
                 for day, step in zip(self.billing_past_due_days.split(","), LADDER, strict=True)

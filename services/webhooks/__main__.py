@@ -8,6 +8,7 @@ from services.webhooks.http.server import bind, serve_http
 from services.webhooks.room import open_room
 from shared import database, logs, startup
 from shared.config import load
+from shared.ops.limits import Limiter
 from shared.rpc.server import serve
 
 
@@ -28,6 +29,7 @@ async def run(settings: WebhooksSettings) -> None:
             room="webhooks",
             listen=settings.webhooks_listen,
             settings=settings,
+            limiter=Limiter(room.engine, "webhooks"),
             doors=room.doors,
             background=[http, room.loop.run],
             probe=lambda: database.ping(room.engine),

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from shared import database, errors, logs
+from shared.ops.limits import Limit, Limiter
 from shared.rpc import context, status, validation
 from shared.rpc.auth import Audience, Caller, Keyring, admit
 
@@ -45,12 +46,21 @@ class Gate(grpc.aio.ServerInterceptor):
     """Admits, bounds and translates every call; servicers only raise."""
 
     def __init__(
-        self, *, room: str, keyring: Keyring, audiences: dict[str, Audience], shed_after_seconds: float
+        self,
+        *,
+        room: str,
+        keyring: Keyring,
+        audiences: dict[str, Audience],
+        shed_after_seconds: float,
+        limiter: Limiter | None = None,
+        admin_limit: Limit | None = None,
     ) -> None:
         self._domain = f"billing.{room}"
         self._keyring = keyring
         self._audiences = audiences
         self._shed_after_seconds = shed_after_seconds
+        self._limiter = limiter
+        self._admin_limit = admin_limit
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -104,6 +114,9 @@ class Gate(grpc.aio.ServerInterceptor):
         raise NotImplementedError(f"{method}: only unary and bidirectional calls are served")
 
     def _unary(self, method: str, behaviour: Any, parse: Any) -> Behaviour:
+        service = method.rpartition("/")[0].lstrip("/")
+        limited = self._audiences.get(service) is Audience.OPERATOR
+
         async def serve(raw: bytes, call: Call) -> Any:
             headers = _headers(call.invocation_metadata())
             request_id = _begin(headers)
@@ -116,6 +129,8 @@ class Gate(grpc.aio.ServerInterceptor):
                 request = _parsed(raw, parse)
                 validation.check(request)
                 async with asyncio.timeout(remaining):
+                    if limited:
+                        await self._assert_within_limit(method, call)
                     answer = await behaviour(request, call)
             except asyncio.CancelledError:
                 # The caller left, or its deadline passed there first.
@@ -175,9 +190,27 @@ class Gate(grpc.aio.ServerInterceptor):
                 "the server is behind; nothing was done, try again", reason="SHED", retry_after_seconds=1
             )
 
+    async def _assert_within_limit(self, method: str, call: Call) -> None:
+        """Whoever holds the operators' key still cannot ask without end; by address, since they share the key."""
+        if self._limiter is not None and self._admin_limit is not None:
+            name = method.rpartition("/")[2]
+            key = f"admin:{method.lstrip('/')}:{_address(call.peer())}"
+            await self._limiter.assert_allowed(key, self._admin_limit, f"calls of {name}")
+
     async def _abort(self, call: Call, refusal: errors.BillingError, request_id: str) -> None:
         rich = rpc_status.to_status(status.to_status(refusal, domain=self._domain, request_id=request_id))
-        await call.abort(rich.code, rich.details, rich.trailing_metadata)
+        trailers = tuple(rich.trailing_metadata)
+        if isinstance(refusal, errors.ResourceExhausted):
+            # What gRPC's own retries obey, in clients that use them.
+            pushback = str(int(refusal.retry_after_seconds * 1000))
+            trailers = (*trailers, ("grpc-retry-pushback-ms", pushback))
+        await call.abort(rich.code, rich.details, trailers)
+
+
+def _address(peer: str) -> str:
+    """Where a call comes from, without the port: `ipv4:127.0.0.1:50000`, `ipv6:%5B::1%5D:50000`, `unix:`."""
+    kind, _, rest = peer.partition(":")
+    return rest.rpartition(":")[0] if kind in ("ipv4", "ipv6") else kind
 
 
 def _headers(metadata: Iterable[tuple[str, str | bytes]] | None) -> Headers:

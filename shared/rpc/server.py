@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from shared import logs
 from shared.config import RoomSettings
+from shared.ops.limits import Limiter, per_quarter_hour
 from shared.rpc.auth import Audience, Keyring
 from shared.rpc.gate import Gate
 
@@ -47,7 +48,12 @@ class Door:
 
 @asynccontextmanager
 async def running_server(
-    *, room: str, listen: str, settings: RoomSettings, doors: Sequence[Door]
+    *,
+    room: str,
+    listen: str,
+    settings: RoomSettings,
+    doors: Sequence[Door],
+    limiter: Limiter | None = None,
 ) -> AsyncIterator[tuple[str, health.aio.HealthServicer, grpc.aio.Server]]:
     """A started server with the whole stack; answers (its address, its health, itself). Port 0 takes a free one."""
     gate = Gate(
@@ -55,6 +61,8 @@ async def running_server(
         keyring=Keyring(settings.gateway_secret, settings.operator_secret, settings.room_secret),
         audiences={door.service_name: door.audience for door in doors},
         shed_after_seconds=settings.shed_after_ms / 1000,
+        limiter=limiter,
+        admin_limit=per_quarter_hour(calls) if (calls := settings.admin_calls_per_15_minutes) else None,
     )
     server = grpc.aio.server(interceptors=[gate], options=_OPTIONS)
     for door in doors:
@@ -83,6 +91,7 @@ async def serve(
     listen: str,
     settings: RoomSettings,
     doors: Sequence[Door],
+    limiter: Limiter | None = None,
     background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
     probe: Callable[[], Awaitable[None]] | None = None,
     on_stop: Callable[[], Awaitable[None]] | None = None,
@@ -91,13 +100,14 @@ async def serve(
     """Serves until SIGTERM or SIGINT, then drains: health first, background work, calls in flight, `on_stop`.
 
     `background` runs beside the doors; one that ends by itself ends the room, so that its supervisor restarts it.
+    `limiter` counts the calls at operators' doors; without one they are not limited.
     `probe` fails while the room cannot do its work; health follows it.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with running_server(room=room, listen=listen, settings=settings, doors=doors) as (
+    async with running_server(room=room, listen=listen, settings=settings, doors=doors, limiter=limiter) as (
         address,
         servicer,
         server,

@@ -44,6 +44,7 @@ from services.webhooks.rules.providers.razorpay import normalise
 from shared import clock
 from shared import database as shared_database
 from shared.config import RoomSettings
+from shared.ops.limits import Limiter
 from shared.rpc.client import open_channel
 from shared.rpc.server import running_server
 from tests.conftest import Database
@@ -245,7 +246,11 @@ async def serving(
         room="subscriptions",
         listen="127.0.0.1:0",
         settings=settings,
-        doors=doors(Doors(engine, ours, razorpay, reconciler, "test", moving, policy)),
+        doors=doors(
+            Doors(
+                engine, ours, razorpay, reconciler, "test", moving, policy, Limiter(engine, "subscriptions")
+            )
+        ),
     ) as (address, _health, _server):
         yield address, engine, moving
     await reconciler.drain()

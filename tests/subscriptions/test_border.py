@@ -6,10 +6,18 @@ from datetime import timedelta
 
 import pytest
 from billing.subscriptions.v1 import subscriptions_pb2 as pb
+from sqlalchemy import text
 
 from services.subscriptions.actions.catalog import apply_catalog
 from services.subscriptions.rules.signatures import order_signature, subscription_signature
-from shared.errors import Aborted, BillingError, FailedPrecondition, PermissionDenied, Unavailable
+from shared.errors import (
+    Aborted,
+    BillingError,
+    FailedPrecondition,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
 from tests.sandbox.running import KEY_SECRET
 from tests.subscriptions.builders import CATALOG
 from tests.subscriptions.conftest import Room
@@ -288,6 +296,59 @@ async def test_a_forged_verification_is_refused_and_counted(room: Room, tenant: 
         "SELECT endpoint, payload_id FROM billing_signature_failures WHERE tenant_id = %s", tenant
     )
     assert counted == {"endpoint": "/payment/verify", "payload_id": "pay_00000000000000"}
+
+
+async def test_forged_verifications_are_limited_and_never_lock_the_customer_out(
+    room: Room, tenant: str
+) -> None:
+    await room.provision(tenant)
+    order = await room.buy_credits(tenant)
+    deliveries = room.sandbox.act(f"orders/{order.order_id}/pay", method="upi")
+    payment = deliveries[0]["parsed"]["payload"]["payment"]["entity"]["id"]
+
+    refusals = []
+    for number in range(8):
+        with pytest.raises((PermissionDenied, ResourceExhausted)) as refused:
+            await room.product.VerifyPayment(
+                verification(tenant, payment, f"{number}" * 64, purchase_id=order.purchase_id)
+            )
+        refusals.append(refused.value)
+    verified = await room.product.VerifyPayment(
+        verification(
+            tenant,
+            payment,
+            order_signature(KEY_SECRET, order.order_id, payment),
+            purchase_id=order.purchase_id,
+        )
+    )
+
+    assert [each.reason for each in refusals] == ["SIGNATURE_MISMATCH"] * 5 + ["RATE_LIMITED"] * 3
+    waits = [each.retry_after_seconds for each in refusals if isinstance(each, ResourceExhausted)]
+    assert all(170 <= wait <= 180 for wait in waits)
+    assert verified.status == pb.VERIFY_STATUS_VERIFIED
+    recorded = room.rows("SELECT 1 FROM billing_signature_failures WHERE tenant_id = %s", tenant)
+    assert len(recorded) == 8  # what is refused without a look at it would never raise the alarm
+
+
+async def test_verifications_of_one_tenant_are_limited(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    order = await room.buy_credits(tenant)
+    async with room.engine.begin() as db:
+        await db.execute(
+            text(
+                "INSERT INTO rate_limit_buckets (room, key, tat)"
+                " VALUES ('subscriptions', :key, clock_timestamp() + interval '899 seconds')"
+            ),
+            {"key": f"verify:{tenant}"},
+        )
+
+    with pytest.raises(ResourceExhausted) as refused:
+        await room.product.VerifyPayment(
+            verification(tenant, "pay_00000000000000", "f" * 64, purchase_id=order.purchase_id)
+        )
+
+    assert refused.value.metadata["limit"] == "100 in 15 minutes"
+    assert not room.rows("SELECT 1 FROM billing_signature_failures WHERE tenant_id = %s", tenant)
 
 
 async def test_a_payment_of_another_order_pays_nothing_here(room: Room, tenant: str) -> None:

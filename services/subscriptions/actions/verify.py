@@ -16,6 +16,7 @@ from services.subscriptions.store import subscriptions as subscription_store
 from shared.clock import Clock
 from shared.database import transaction
 from shared.ops import store as ops
+from shared.ops.limits import Limiter, per_quarter_hour
 
 METHOD = "VerifyPayment"
 _GOOD = frozenset(
@@ -62,8 +63,13 @@ async def verify_payment(
     mode: str,
     clock: Clock,
     policy: Policy,
+    limiter: Limiter,
 ) -> Verified:
-    """Apply a payment that the customer just made; the webhook and this are one effect, whichever comes first."""
+    """Apply a payment that the customer just made; the webhook and this are one effect, whichever comes first.
+
+    Limited for each tenant, and more so where signatures do not hold; one that holds is never refused for those that
+    did not.
+    """
     request = {name: getattr(claim, name) for name in ("intent_id", "purchase_id", "payment_id")}
     async with transaction(engine) as db:
         answer = await keys.find_answer(
@@ -71,8 +77,21 @@ async def verify_payment(
         )
         if answer is not None:
             return Verified(answer["status"], answer["reason"])
+    await limiter.assert_allowed(
+        f"verify:{claim.tenant_id}",
+        per_quarter_hour(policy.verify_calls),
+        "calls of VerifyPayment for one tenant",
+    )
+    async with transaction(engine) as db:
         subscription_id, order_id = await _ours(db, claim)
-    await _assert_signed(engine, razorpay, claim, subscription_id=subscription_id, order_id=order_id)
+    if not _signed(razorpay, claim, subscription_id=subscription_id, order_id=order_id):
+        await _record_failure(engine, claim)
+        await limiter.assert_allowed(
+            f"verify_failed:{claim.tenant_id}",
+            per_quarter_hour(policy.verify_failures),
+            "checkout signatures of one tenant that do not belong to their payment",
+        )
+        raise SignatureMismatch("the checkout signature does not belong to this payment")
     payment = await razorpay.fetch_payment(claim.payment_id)
     if order_id and payment.order_id != order_id:
         raise PaymentMismatch(
@@ -145,15 +164,15 @@ async def _ours(db: AsyncConnection, claim: Claim) -> tuple[str, str]:
     return "", purchase.provider_order_id
 
 
-async def _assert_signed(
-    engine: AsyncEngine, razorpay: Razorpay, claim: Claim, *, subscription_id: str, order_id: str
-) -> None:
+def _signed(razorpay: Razorpay, claim: Claim, *, subscription_id: str, order_id: str) -> bool:
     if order_id:
         expected = signatures.order_signature(razorpay.key_secret, order_id, claim.payment_id)
     else:
         expected = signatures.subscription_signature(razorpay.key_secret, claim.payment_id, subscription_id)
-    if razorpay.configured and signatures.matches(claim.signature, expected):
-        return
+    return razorpay.configured and signatures.matches(claim.signature, expected)
+
+
+async def _record_failure(engine: AsyncEngine, claim: Claim) -> None:
     async with transaction(engine) as db:
         await ops.record_signature_failure(
             db,
@@ -164,4 +183,3 @@ async def _assert_signed(
             user_agent=claim.user_agent or None,
             payload_id=claim.payment_id,
         )
-    raise SignatureMismatch("the checkout signature does not belong to this payment")

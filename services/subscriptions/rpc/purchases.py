@@ -55,6 +55,7 @@ class Purchases(Desk):
             mode=self._room.mode,
             clock=self._room.clock,
             policy=self._room.policy,
+            limiter=self._room.limiter,
         )
         await self._room.reconciler.attempt(request.tenant_id)
         return pb.VerifyPaymentResponse(status=_VERIFY[verified.status], reason=verified.reason)

@@ -10,6 +10,7 @@ from services.subscriptions.clients.notices import NoticeSink
 from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.rules.policy import Policy
 from shared.clock import Clock
+from shared.ops.limits import Limiter
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Room:
     mode: str
     clock: Clock
     policy: Policy
+    limiter: Limiter
     # None: notices stay owed.
     notices: NoticeSink | None = None
 

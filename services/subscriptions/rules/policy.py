@@ -45,5 +45,8 @@ class Policy:
     change_valid: timedelta = timedelta(hours=24)
     # A scheduled end is told to the provider so long before, because debits are prepared 24 to 36 hours ahead.
     cancel_lead: timedelta = timedelta(hours=48)
+    # Of VerifyPayment, for one tenant in fifteen minutes: all calls, and those whose signature does not hold.
+    verify_calls: int = 100
+    verify_failures: int = 5
     ladder: tuple[Step, ...] = LADDER
     supplier: Supplier = field(default_factory=Supplier)

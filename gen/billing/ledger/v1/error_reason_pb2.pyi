@@ -89,7 +89,8 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     LedgerService that is remembered under its key carries the metadata `replayed` and `decided_at` when repeated; the
     other services remember none. What no room decides has a reason of its own, without metadata unless named:
     INVALID_ARGUMENT (with BadRequest: every field), UNAUTHENTICATED, PERMISSION_DENIED (service, audience), SHED
-    (RESOURCE_EXHAUSTED with RetryInfo: nothing was done), UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL. A request above
+    (RESOURCE_EXHAUSTED with RetryInfo: nothing was done), RATE_LIMITED (the same, at operators' doors: more calls than
+    the limit allows; metadata: limit), UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL. A request above
     1 MiB is refused by gRPC itself: RESOURCE_EXHAUSTED without a reason.
     """
 

@@ -46,7 +46,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """Travels as `google.rpc.ErrorInfo.reason`, without the prefix, in the domain `billing.webhooks`."""
+    """Travels as `google.rpc.ErrorInfo.reason`, without the prefix, in the domain `billing.webhooks`. What no room
+    decides (RATE_LIMITED, SHED and others) stands in billing.ledger.v1.ErrorReason.
+    """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
