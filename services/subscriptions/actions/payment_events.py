@@ -64,11 +64,12 @@ async def apply_payment_event(
     policy: Policy,
 ) -> Applied:
     """Apply one event once; two at the same time are one."""
+    heard = replace(event, decided_at=now)
 
     async def attempt() -> Applied:
         async with transaction(engine) as db:
             return await apply_event(
-                db, event, idempotency_key=idempotency_key, mode=mode, now=now, policy=policy
+                db, heard, idempotency_key=idempotency_key, mode=mode, now=now, policy=policy
             )
 
     try:
@@ -92,18 +93,21 @@ async def apply_event(
 ) -> Applied:
     """Decide an event under its tenant's lock, and write what follows; every delivery leaves a row.
 
-    What we looked up ourselves leaves none: it would hide that the webhooks fell silent.
+    What was ignored before is decided anew: its cause may be mended since, and every effect is keyed by its fact.
+    What we looked up ourselves leaves no row: it would hide that the webhooks fell silent.
     """
     subject, row = await _lock(db, event)
     decided = None if event.looked_up else await store.find_decided(db, event, idempotency_key)
     if decided is not None:
-        reason, tenant_id, body_sha256 = decided
-        if body_sha256 != event.body_sha256:
+        if decided.body_sha256 != event.body_sha256:
             raise IdempotencyKeyReused(
                 "this idempotency key was used for another body", field="event.body_sha256"
             )
-        return Applied("duplicate", reason, tenant_id)
+        if decided.outcome != "ignored":
+            return Applied("duplicate", decided.reason, decided.tenant_id)
     decision = funding.decide(event, await _situation(db, event, subject, row, mode))
+    if decided is not None and _stands(decided, decision, subject):
+        return Applied("ignored", decided.reason, decided.tenant_id)
     await _write(db, event, decision, subject, now)
     if decision.payment is not None and decision.payment.drip_credits is not None:
         await grant_months(db, decision.payment.id, now, policy)
@@ -125,7 +129,9 @@ async def apply_event(
             reason=f"{event.event_type} {event.event_id}".strip(),
         )
     await _write_documents(db, event, decision, now, policy)
-    if not event.looked_up:
+    if decided is not None:
+        await store.update_decided(db, decided, decision, tenant_id=subject.tenant_id, now=now)
+    elif not event.looked_up:
         await store.insert_decided(
             db,
             event,
@@ -136,6 +142,15 @@ async def apply_event(
         )
     owes = decision.outcome == "applied" or decision.fetch
     return Applied(decision.outcome, decision.reason, subject.tenant_id, owes)
+
+
+def _stands(decided: store.Decided, decision: Decision, subject: _Subject) -> bool:
+    if decision.outcome == "applied" or decided.tenant_id != subject.tenant_id:
+        return False
+    # Not written again: a person may have closed the finding that it opened then. And of a refund or dispute that still
+    # waits for its payment there is nothing new to tell.
+    waits = subject.tenant_id is None and decision.reason in ("nothing_new", "older_snapshot")
+    return waits or decision.reason == decided.reason
 
 
 async def _lock(db: AsyncConnection, event: PaymentEvent) -> tuple[_Subject, Subscription | None]:

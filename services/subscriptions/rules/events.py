@@ -114,11 +114,18 @@ class PaymentEvent:
     dispute: ProviderDispute | None = None
     # Not delivered: we asked, and this is the provider's own word of now.
     looked_up: bool = False
+    # When it is decided: long after it was received, when it was set aside or is replayed.
+    decided_at: datetime | None = None
 
     @property
     def observed_at(self) -> datetime:
         """The best guess at when the snapshots were taken; never the only ordering key."""
         return self.occurred_at or self.received_at
+
+    @property
+    def heard_at(self) -> datetime:
+        """When we hear of it: what it brings lives from then on."""
+        return self.received_at if self.decided_at is None else max(self.received_at, self.decided_at)
 
 
 def look(event_type: str, mode: str, now: datetime, **entities: Any) -> PaymentEvent:

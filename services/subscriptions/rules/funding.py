@@ -188,18 +188,18 @@ def _snapshot(event: PaymentEvent, situation: Situation) -> Decision:
     if verdict is Verdict.NEWS:
         # Several may have been begun, and authorised, before we heard of the first.
         plan = None if situation.trial_used else situation.plan
-        trial = _trial_grant(merged, plan, event.received_at)
+        trial = _trial_grant(merged, plan, event)
         reason = "trial_began" if trial else "subscription_updated"
         return Decision("applied", reason, merged, grant=trial, fetch=fetch)
     outcome: Outcome = "superseded" if verdict is Verdict.OLDER else "ignored"
     return Decision(outcome, "older_snapshot" if outcome == "superseded" else "nothing_new", fetch=fetch)
 
 
-def _trial_grant(known: KnownSubscription, plan: Plan | None, received_at: datetime) -> Grant | None:
+def _trial_grant(known: KnownSubscription, plan: Plan | None, event: PaymentEvent) -> Grant | None:
     """A mandate with a later first charge is a trial; its credits end with it."""
     ends_at = known.trial_ends_at
     # Not by the status: whoever hears of its end first still owes what it began with.
-    if not known.authorised or plan is None or ends_at is None or ends_at <= received_at:
+    if not known.authorised or plan is None or ends_at is None or ends_at <= event.heard_at:
         return None
     if plan.trial_credits == 0:
         return None
@@ -213,7 +213,7 @@ def _trial_grant(known: KnownSubscription, plan: Plan | None, received_at: datet
         payment_id=None,
         description=f"{plan.name}, trial",
         razorpay_subscription_id=known.id,
-        period_start=received_at,
+        period_start=event.received_at,
         period_end=ends_at,
     )
 
@@ -262,7 +262,7 @@ def _fund_cycle(
         start, end = event.invoice.billing_start, event.invoice.billing_end
         # A subscription that has ended before anybody told us of it says no more until when it was paid.
         learned = _learn_paid(learned, known, event.invoice.billing_end)
-    period = paid_period(start, end, known.billing_cycle, event.received_at)
+    period = paid_period(start, end, known.billing_cycle, event.heard_at)
     reference = f"{PROVIDER}:{payment.id}"
     # A dripping year brings nothing now: GrantDueCredits grants its months as `<reference>:m<k>`.
     drips = known.billing_cycle == "yearly" and plan.credit_cadence == "monthly"

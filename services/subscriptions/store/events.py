@@ -1,11 +1,11 @@
 """Decided events, and the mirror of what they told about money."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import and_, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -19,14 +19,23 @@ from shared.ops.tables import billing_integrity_reports
 DECIDED_ONCE = ("processed_payment_events_once", "processed_payment_events_key")
 
 
-async def find_decided(
-    db: AsyncConnection, event: PaymentEvent, idempotency_key: str
-) -> tuple[str, str | None, str] | None:
-    """(reason, tenant, body hash) of an event that was decided before, by its identity or by its key."""
+@dataclass(frozen=True)
+class Decided:
+    """What was decided about an event."""
+
+    id: str
+    outcome: str
+    reason: str
+    tenant_id: str | None
+    body_sha256: str
+
+
+async def find_decided(db: AsyncConnection, event: PaymentEvent, idempotency_key: str) -> Decided | None:
+    """What was decided before about this event, by its identity or by its key; held until the transaction ends."""
     table = tables.processed_payment_events
     row = (
         await db.execute(
-            select(table.c.reason, table.c.tenant_id, table.c.body_sha256)
+            select(*(table.c[name] for name in Decided.__dataclass_fields__))
             .where(
                 or_(
                     table.c.idempotency_key == idempotency_key,
@@ -39,9 +48,10 @@ async def find_decided(
                 )
             )
             .limit(1)
+            .with_for_update()
         )
     ).one_or_none()
-    return (row.reason, row.tenant_id, row.body_sha256) if row else None
+    return Decided(**row._mapping) if row else None
 
 
 async def insert_decided(
@@ -73,6 +83,18 @@ async def insert_decided(
             received_at=event.received_at,
             processed_at=processed_at,
         )
+    )
+
+
+async def update_decided(
+    db: AsyncConnection, decided: Decided, decision: Decision, *, tenant_id: str | None, now: datetime
+) -> None:
+    """Record that an event was decided anew; when it was first decided stays, or silence would go unseen."""
+    table = tables.processed_payment_events
+    await db.execute(
+        update(table)
+        .where(table.c.id == decided.id)
+        .values(outcome=decision.outcome, reason=decision.reason, tenant_id=tenant_id, decided_again_at=now)
     )
 
 

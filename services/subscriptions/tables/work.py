@@ -37,6 +37,7 @@ processed_payment_events = Table(
     Column("received_at", MOMENT, nullable=False),
     Column("processed_at", MOMENT, nullable=False),
     created_at(),
+    Column("decided_again_at", MOMENT),
     PrimaryKeyConstraint("id", name="processed_payment_events_pk"),
     UniqueConstraint("idempotency_key", name="processed_payment_events_key"),
     UniqueConstraint("provider", "account_id", "mode", "body_sha256", name="processed_payment_events_once"),

@@ -31,11 +31,11 @@ class _PaymentEventOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_P
     PAYMENT_EVENT_OUTCOME_APPLIED: _PaymentEventOutcome.ValueType  # 1
     """It changed our state or caused a task."""
     PAYMENT_EVENT_OUTCOME_DUPLICATE: _PaymentEventOutcome.ValueType  # 2
-    """The same event was decided before; nothing changed."""
+    """The same event was applied or superseded before; nothing changed."""
     PAYMENT_EVENT_OUTCOME_SUPERSEDED: _PaymentEventOutcome.ValueType  # 3
     """It is older than what we know; nothing changed."""
     PAYMENT_EVENT_OUTCOME_IGNORED: _PaymentEventOutcome.ValueType  # 4
-    """It means nothing to us, by rule; nothing changed."""
+    """It means nothing to us, by rule, as things stand; nothing changed. Delivered again it is decided anew."""
 
 class PaymentEventOutcome(_PaymentEventOutcome, metaclass=_PaymentEventOutcomeEnumTypeWrapper):
     """What became of an event."""
@@ -45,11 +45,11 @@ PAYMENT_EVENT_OUTCOME_UNSPECIFIED: PaymentEventOutcome.ValueType  # 0
 PAYMENT_EVENT_OUTCOME_APPLIED: PaymentEventOutcome.ValueType  # 1
 """It changed our state or caused a task."""
 PAYMENT_EVENT_OUTCOME_DUPLICATE: PaymentEventOutcome.ValueType  # 2
-"""The same event was decided before; nothing changed."""
+"""The same event was applied or superseded before; nothing changed."""
 PAYMENT_EVENT_OUTCOME_SUPERSEDED: PaymentEventOutcome.ValueType  # 3
 """It is older than what we know; nothing changed."""
 PAYMENT_EVENT_OUTCOME_IGNORED: PaymentEventOutcome.ValueType  # 4
-"""It means nothing to us, by rule; nothing changed."""
+"""It means nothing to us, by rule, as things stand; nothing changed. Delivered again it is decided anew."""
 Global___PaymentEventOutcome: _TypeAlias = PaymentEventOutcome  # noqa: Y015
 
 @_typing.final

@@ -50,6 +50,10 @@ class PaymentEventsServiceServicer:
         """Applies one event once. Any order, duplication or delay of one history ends in the same state: events are
         hints, and a fence decides (paid_count never decreases, terminal states are never left, an older cycle
         never overwrites a newer one). The event, its effect and the tasks that follow from it commit together.
+        An event that was APPLIED or SUPERSEDED answers DUPLICATE ever after. One that was IGNORED is decided anew, as when
+        an operator replays it after its cause was mended (its tenant or its order was not known, its amount was not the
+        catalogue's): IGNORED again and nothing written while the cause holds, APPLIED once it does not, and by several at
+        once only once, since every effect is keyed by its fact (the payment, the refund, the dispute).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
