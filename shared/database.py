@@ -1,5 +1,6 @@
 """PostgreSQL for rooms: one engine, explicit transactions, and a guard against calls made inside one."""
 
+import asyncio
 import contextlib
 import contextvars
 import os
@@ -56,19 +57,30 @@ def cut(connection: psycopg.AsyncConnection[Any]) -> None:
 
 
 @asynccontextmanager
-async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+async def transaction(
+    engine: AsyncEngine, *, cut_after_seconds: float | None = None
+) -> AsyncIterator[AsyncConnection]:
     """One READ COMMITTED transaction: committed at the end of the block, rolled back by any exception.
 
     Network calls made inside it fail loudly (`assert_no_transaction`): an effect elsewhere is a row here first.
+    A connection that brings no answer can swallow even the COMMIT's: with `cut_after_seconds` nobody waits longer.
     """
     if _inside.get():
         raise AssertionError("a transaction inside a transaction: the inner one would commit on its own")
-    async with engine.begin() as db:
-        token = _inside.set(True)
-        try:
-            yield db
-        finally:
-            _inside.reset(token)
+    alarm: asyncio.TimerHandle | None = None
+    try:
+        async with engine.begin() as db:
+            if cut_after_seconds is not None:
+                driver: Any = (await db.get_raw_connection()).driver_connection
+                alarm = asyncio.get_running_loop().call_later(cut_after_seconds, cut, driver)
+            token = _inside.set(True)
+            try:
+                yield db
+            finally:
+                _inside.reset(token)
+    finally:
+        if alarm is not None:
+            alarm.cancel()
 
 
 def assert_no_transaction(what: str) -> None:

@@ -64,11 +64,13 @@ class Inbox:
     async def _write(self) -> None:
         while batch := self._next_batch():
             try:
-                async with transaction(self._engine) as db:
+                # Longer than anybody waits: afterwards only the writer itself would still be stuck.
+                async with transaction(self._engine, cut_after_seconds=self._wait_seconds + 1) as db:
                     stored = await store.insert_events(db, [event for event, _ in batch])
             except (DBAPIError, PoolTimeout, OSError) as error:
                 _log.error("not_stored", deliveries=len(batch), error_type=type(error).__name__)
                 self._answer_all(batch, NotStored("the delivery could not be stored"))
+                self._on_stored()  # perhaps it is, and only the answer was lost
             except BaseException:
                 self._answer_all(batch, NotStored("the delivery could not be stored"))
                 raise

@@ -4,8 +4,9 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.webhooks.clients import PaymentEvents
 from services.webhooks.rules.delivery import (
@@ -24,6 +25,9 @@ from services.webhooks.store import inbox as store
 from shared import logs
 from shared.clock import Clock
 from shared.database import transaction
+
+# Of the database, for what takes it milliseconds: far less than a lease, so that a silent connection costs no claim.
+_ANSWER_SECONDS = 5.0
 
 _log = logs.get_logger()
 
@@ -47,9 +51,27 @@ class Courier:
         self._on_result = on_result
 
     async def claim(self, limit: int) -> list[Claimed]:
-        """Takes up to so many due events."""
-        async with transaction(self._engine) as db:
+        """Takes up to so many due events; whoever is cancelled meanwhile has taken none."""
+        taking = asyncio.create_task(self._take(limit))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            # It may have committed already: nobody would deliver those before their lease ends.
+            await asyncio.shield(self._give_back(taking))
+            raise
+
+    async def _take(self, limit: int) -> list[Claimed]:
+        async with self._transaction() as db:
             return await store.claim_events(db, limit=limit, lease_seconds=self._patience.lease_seconds)
+
+    async def _give_back(self, taking: asyncio.Task[list[Claimed]]) -> None:
+        await asyncio.wait([taking])
+        if not taking.cancelled() and taking.exception() is None:
+            for event in taking.result():
+                await self._release(event)
+
+    def _transaction(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        return transaction(self._engine, cut_after_seconds=_ANSWER_SECONDS)
 
     async def deliver(self, event: Claimed, *, call_seconds: float | None = None) -> str:
         """One attempt; answers the outcome, `dead`, `failed`, or `lost` when another worker took over."""
@@ -82,7 +104,7 @@ class Courier:
     async def _attempt(self, event: Claimed, call_seconds: float) -> str:
         if event.retry_count >= self._patience.attempts_max:
             verdict = SetAside(ATTEMPTS_EXHAUSTED, WORKER_DIED)
-            async with transaction(self._engine) as db:
+            async with self._transaction() as db:
                 mine = await store.set_aside(db, event, verdict, self._clock(), failed=0)
             return self._told(event, "dead" if mine else "lost", verdict.reason)
         try:
@@ -90,7 +112,7 @@ class Courier:
             decision = await self._subscriptions.apply(event, facts, timeout_seconds=call_seconds)
         except Exception as error:
             return await self._failed(event, error)
-        async with transaction(self._engine) as db:
+        async with self._transaction() as db:
             mine = await store.finish_event(db, event, decision, self._clock())
             if mine and decision.tenant_id and facts.order_id:
                 await store.name_tenant(db, event, facts.order_id, decision.tenant_id)
@@ -105,7 +127,7 @@ class Courier:
 
     async def _failed(self, event: Claimed, error: Exception) -> str:
         verdict = after_failure(error, retry_count=event.retry_count, patience=self._patience)
-        async with transaction(self._engine) as db:
+        async with self._transaction() as db:
             if isinstance(verdict, SetAside):
                 mine = await store.set_aside(db, event, verdict, self._clock())
                 result, reason = "dead", verdict.reason
@@ -129,7 +151,7 @@ class Courier:
 
     async def _release(self, event: Claimed) -> None:
         try:
-            async with transaction(self._engine) as db:
+            async with self._transaction() as db:
                 await store.release_event(db, event)
         except Exception as error:
             _log.warning("claim_not_released", webhook_event=event.id, error_type=type(error).__name__)
