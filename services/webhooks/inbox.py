@@ -3,15 +3,15 @@
 import asyncio
 from collections.abc import Callable
 
+import psycopg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.webhooks.errors import NotStored
 from services.webhooks.rules.inbox import NewEvent
-from services.webhooks.store import inbox as store
+from services.webhooks.store.arrivals import open_writer
 from shared import logs
-from shared.database import transaction
 
 _BATCH_EVENTS = 128
 _BATCH_BYTES = 4 << 20
@@ -64,21 +64,24 @@ class Inbox:
     async def _write(self) -> None:
         while batch := self._next_batch():
             try:
-                # Longer than anybody waits: afterwards only the writer itself would still be stuck.
-                async with transaction(self._engine, cut_after_seconds=self._wait_seconds + 1) as db:
-                    stored = await store.insert_events(db, [event for event, _ in batch])
-            except (DBAPIError, PoolTimeout, OSError) as error:
+                async with open_writer(self._engine) as writer:
+                    while batch:
+                        # Longer than anybody waits: afterwards only the writer itself would still be stuck.
+                        stored = await writer.insert(
+                            [event for event, _ in batch], cut_after_seconds=self._wait_seconds + 1
+                        )
+                        self._on_stored()
+                        for event, answer in batch:
+                            if not answer.done():
+                                answer.set_result(event.id in stored)
+                        batch = self._next_batch()
+            except (psycopg.Error, DBAPIError, PoolTimeout, OSError) as error:
                 _log.error("not_stored", deliveries=len(batch), error_type=type(error).__name__)
                 self._answer_all(batch, NotStored("the delivery could not be stored"))
                 self._on_stored()  # perhaps it is, and only the answer was lost
             except BaseException:
                 self._answer_all(batch, NotStored("the delivery could not be stored"))
                 raise
-            else:
-                self._on_stored()
-                for event, answer in batch:
-                    if not answer.done():
-                        answer.set_result(event.id in stored)
 
     def _next_batch(self) -> list[tuple[NewEvent, asyncio.Future[bool]]]:
         batch: list[tuple[NewEvent, asyncio.Future[bool]]] = []

@@ -1,31 +1,13 @@
-"""Putting deliveries in, claiming them, and writing down what came of an attempt."""
+"""Claiming deliveries, and writing down what came of an attempt."""
 
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.webhooks.rules.delivery import Claimed, Decision, SetAside, TryAgain
-from services.webhooks.rules.inbox import NewEvent
 from services.webhooks.tables import MOMENT
 from shared.ids import new_id
-
-_INSERT = text("""
-    INSERT INTO webhook_events (id, provider, account_id, mode, event_id, event_type, tenant_id, aggregate_id,
-        body, body_sha256, masked, signed_with, request_id, received_at)
-    SELECT * FROM unnest(CAST(:id AS text[]), CAST(:provider AS text[]), CAST(:account_id AS text[]),
-        CAST(:mode AS text[]), CAST(:event_id AS text[]), CAST(:event_type AS text[]),
-        CAST(:tenant_id AS text[]), CAST(:aggregate_id AS text[]), CAST(:body AS bytea[]),
-        CAST(:body_sha256 AS text[]), CAST(:masked AS boolean[]), CAST(:signed_with AS text[]),
-        CAST(:request_id AS text[]), CAST(:received_at AS timestamptz[]))
-    ON CONFLICT ON CONSTRAINT webhook_events_identity DO NOTHING
-    RETURNING id
-""")
-_COLUMNS = (
-    *("id", "provider", "account_id", "mode", "event_id", "event_type", "tenant_id", "aggregate_id"),
-    *("body", "body_sha256", "masked", "signed_with", "request_id", "received_at"),
-)
 
 # An event waits for an earlier one of its aggregate only while that one has never failed: its first attempt is
 # due or running. A lease that ran out is a failure, so a body that kills its worker ends as a dead letter too.
@@ -88,14 +70,6 @@ _PENDING = text("""
     SELECT count(*), count(*) FILTER (WHERE next_retry_at <= clock_timestamp()), min(received_at)
     FROM webhook_events WHERE NOT processed
 """)
-
-
-async def insert_events(db: AsyncConnection, events: Sequence[NewEvent]) -> set[str]:
-    """Stores what is new and returns the ids of that; the rest was there before."""
-    # In the order of their identities: two ingress processes with the same deliveries must not wait for each other.
-    ordered = sorted(events, key=lambda event: event.identity)
-    rows = {column: [getattr(event, column) for event in ordered] for column in _COLUMNS}
-    return {row.id for row in await db.execute(_INSERT, rows)}
 
 
 async def claim_events(db: AsyncConnection, *, limit: int, lease_seconds: float) -> list[Claimed]:
