@@ -16,20 +16,48 @@ _FORBIDDEN_NAMES = frozenset({
 # These names also occur without card data: forbidden when they hold at least so many digits.
 _AMBIGUOUS_NAMES = {"number": 12, "track": 12, "pin": 4}
 _SEPARATORS = str.maketrans("", "", " -")
-_DIGITS = re.compile(r"[0-9]{13,19}")
+# The beginnings and lengths that schemes issue, so that moments in milliseconds and numeric ids of our days are none.
+_DIGITS = re.compile(
+    r"2[2-7][0-9]{14}"  # Mastercard
+    r"|3[0-9]{13,18}"  # Diners Club, American Express, JCB
+    r"|4(?:[0-9]{12}|[0-9]{15}|[0-9]{18})"  # Visa
+    r"|5[0-9]{15}|5[0678][0-9]{11,17}"  # Mastercard, Maestro, RuPay
+    r"|6[0-9]{12,18}"  # Maestro, Discover, RuPay, UnionPay
+    r"|8[12][0-9]{14}"  # RuPay
+)
+# As it stands on the card, between other words.
+_GROUPED = re.compile(
+    r"(?<![0-9A-Za-z])[2-68][0-9]{3}([ -])"
+    r"(?:[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{1,3})?|[0-9]{6}\1[0-9]{4,5})(?![0-9A-Za-z])"
+)
 _LONGEST = 37  # nineteen digits with a separator between any two
 
 
 def is_forbidden(name: str, value: object) -> bool:
     """Whether a field of this name may not be kept with this value."""
-    plain = re.sub(r"[_\s-]", "", name).lower()
+    plain = _plain(name)
     if plain in _AMBIGUOUS_NAMES:
         return sum(letter.isdigit() for letter in str(value)[:64]) >= _AMBIGUOUS_NAMES[plain]
     return plain in _FORBIDDEN_NAMES
 
 
+def is_never_kept(name: str) -> bool:
+    """Whether a field of this name may not be kept whatever it holds."""
+    return _plain(name) in _FORBIDDEN_NAMES
+
+
+def holds_card(text: str) -> bool:
+    """Whether a text is a card number, or has one in it as it is printed on cards, in groups.
+
+    A bare run of digits inside other words is none: one in ten order numbers would pass for it.
+    """
+    if len(text) < 13:
+        return False
+    return looks_like_card(text) or any(has_check_digit(found[0]) for found in _GROUPED.finditer(text))
+
+
 def looks_like_card(text: str) -> bool:
-    """Whether a text is a card number and nothing else: 13 to 19 digits with the right check digit."""
+    """Whether a text is a card number and nothing else: 13 to 19 digits as schemes issue them, with the check digit."""
     if not 13 <= len(text) <= _LONGEST:
         return False
     digits = text.translate(_SEPARATORS)
@@ -41,3 +69,7 @@ def has_check_digit(text: str) -> bool:
     digits = [int(digit) for digit in text if digit not in " -"]
     doubled = (sum(divmod(digit * 2, 10)) for digit in digits[-2::-2])
     return sum(digits[-1::-2], sum(doubled)) % 10 == 0
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[_\s-]", "", name).lower()

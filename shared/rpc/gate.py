@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from shared import database, errors, logs
+from shared import database, errors, logs, sensitive
 from shared.ops.limits import Limit, Limiter
 from shared.rpc import context, status, validation
 from shared.rpc.auth import Audience, Caller, Keyring, admit
@@ -219,7 +219,8 @@ def _headers(metadata: Iterable[tuple[str, str | bytes]] | None) -> Headers:
 
 def _begin(headers: Headers) -> str:
     given = headers.get(context.REQUEST_ID_HEADER)
-    request_id = given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else logs.new_request_id()
+    usable = isinstance(given, str) and _REQUEST_ID.fullmatch(given) and not sensitive.looks_like_card(given)
+    request_id = str(given) if usable else logs.new_request_id()
     logs.request_id.set(request_id)
     return request_id
 

@@ -1,6 +1,7 @@
 """Requests are checked against the constraints written in the contract, all fields at once."""
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -9,17 +10,25 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from shared import errors
+from shared import errors, sensitive
 
 _validator = protovalidate.Validator()
 
 _SUBSCRIPT_CHARACTERS_MAX = 40
+_MANY_DIGITS = re.compile(rb"[0-9](?:[ -]?[0-9]){12}")
+_IDENTIFIER = re.compile(r"(^|_)(ids?|key|token|sha256|signature|reference)$")
+_NEVER_KEPT = "holds a card number or a secret, which is never taken in: leave it out"
 
 
 def check(request: Message) -> None:
-    """Raises InvalidArgument naming every field that breaks its contract, or that nothing could store."""
-    if unstorable := list(_unstorable(request)):
+    """Raises InvalidArgument naming every field that breaks its contract, that nothing could store or nobody may."""
+    raw = request.SerializeToString()
+    if unstorable := list(_unstorable(request, raw)):
         raise _refusal(unstorable)
+    if (_MANY_DIGITS.search(raw) or _has_names(request.DESCRIPTOR)) and (
+        forbidden := list(_forbidden(request, ""))
+    ):
+        raise _refusal(forbidden)
     try:
         _validator.validate(request)
     except protovalidate.ValidationError as error:
@@ -32,9 +41,9 @@ def _refusal(violations: list[tuple[str, str]]) -> errors.InvalidArgument:
     return errors.InvalidArgument(sentence, violations=violations)
 
 
-def _unstorable(request: Message) -> Iterator[tuple[str, str]]:
+def _unstorable(request: Message, raw: bytes) -> Iterator[tuple[str, str]]:
     """Valid on the wire and beyond every database and calendar: NUL in text, moments outside the years 1 to 9999."""
-    if b"\0" in request.SerializeToString() or _has_moments(request.DESCRIPTOR):
+    if b"\0" in raw or _has_moments(request.DESCRIPTOR):
         yield from _unstorable_in(request, "")
 
 
@@ -53,6 +62,35 @@ def _unstorable_in(message: Message, path: str) -> Iterator[tuple[str, str]]:
                 yield from _unstorable_in(each, f"{name}.")
 
 
+def _forbidden(message: Message, path: str) -> Iterator[tuple[str, str]]:
+    """Card data and secrets where people write what they like. Ids are left alone: many a tenant's is a number."""
+    for field, value in message.ListFields():
+        name = f"{path}{field.name}"
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            yield from _forbidden_in_map(value, name)
+        else:
+            for place, each in _each(field, value, name):
+                if isinstance(each, Message):
+                    yield from _forbidden(each, f"{place}.")
+                elif (
+                    isinstance(each, str)
+                    and not _IDENTIFIER.search(field.name)
+                    and sensitive.holds_card(each)
+                ):
+                    yield place, _NEVER_KEPT
+
+
+def _forbidden_in_map(named: Mapping[Any, Any], path: str) -> Iterator[tuple[str, str]]:
+    for key, content in named.items():
+        if isinstance(key, str) and sensitive.holds_card(key):
+            yield f"{path}[…]", _NEVER_KEPT
+        elif isinstance(content, str) and (
+            sensitive.holds_card(content)
+            or (isinstance(key, str) and content and sensitive.is_never_kept(key))
+        ):
+            yield f"{path}[{_short(str(key))}]", _NEVER_KEPT
+
+
 def _each(field: FieldDescriptor, value: Any, name: str) -> Iterable[tuple[str, Any]]:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         for key in value:
@@ -63,6 +101,16 @@ def _each(field: FieldDescriptor, value: Any, name: str) -> Iterable[tuple[str, 
         yield from ((f"{name}[{position}]", each) for position, each in enumerate(value))
     else:
         yield name, value
+
+
+@cache
+def _has_names(message: Descriptor, within: frozenset[Descriptor] = frozenset()) -> bool:
+    """Whether callers name fields of their own in it, at any depth."""
+    parts = [field.message_type for field in message.fields if field.message_type is not None]
+    return any(
+        part.GetOptions().map_entry or (part not in within and _has_names(part, within | {message}))
+        for part in parts
+    )
 
 
 @cache
