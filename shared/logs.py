@@ -5,7 +5,9 @@ import json
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, MutableMapping
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -38,7 +40,7 @@ def configure(room: str, level: str = "info") -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
             _add_request_id,
             _redact,
-            structlog.processors.format_exc_info,
+            _tell_exception,
             structlog.processors.JSONRenderer(default=str),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
@@ -46,7 +48,10 @@ def configure(room: str, level: str = "info") -> None:
         cache_logger_on_first_use=True,
     )
     # Libraries log through the standard module; only their warnings are worth a line.
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_LibraryLine(room))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    sys.excepthook = _tell_the_end
 
 
 def access(method: str, milliseconds: float) -> None:
@@ -82,6 +87,70 @@ def _access_writer(room: str) -> Callable[[str, float], None]:
         )
 
     return line
+
+
+class _LibraryLine(logging.Formatter):
+    """A library's warning as a line of ours, its exception without values."""
+
+    def __init__(self, room: str) -> None:
+        super().__init__()
+        self._room = room
+
+    def format(self, record: logging.LogRecord) -> str:
+        error = record.exc_info[1] if record.exc_info else None
+        # Not what its arguments come to, nor what follows its first line: asyncio shows whole exceptions there.
+        said = (
+            str(record.msg).partition("\n")[0] if isinstance(record.msg, str) else type(record.msg).__name__
+        )
+        line = {"room": self._room, "event": said, "logger": record.name, "level": record.levelname.lower()}
+        line["at"] = datetime.fromtimestamp(record.created, UTC).isoformat()
+        if error is not None:
+            line["exception"] = described(error)
+        return json.dumps(line)
+
+
+def described(error: BaseException) -> str:
+    """An exception and its causes with their places in the code, and none of their values.
+
+    What an exception says may quote anything: a row that broke a constraint, a body, a setting. Only what says by its
+    nature what happened is kept of it: PostgreSQL's code and the names of table and constraint, a refusal's reason.
+    """
+    told, seen = list[str](), set[int]()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        frames = traceback.format_list(traceback.extract_tb(current.__traceback__))
+        told.append("".join([*frames, _named(current)]))
+        if isinstance(current, BaseExceptionGroup):
+            told += [described(each) for each in current.exceptions[:5]]
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return "\nbecause of\n".join(told)
+
+
+def _named(error: BaseException) -> str:
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    facts = {"code": getattr(error, "sqlstate", None), "reason": getattr(error, "reason", None)}
+    diagnostics = getattr(error, "diag", None)
+    for fact in ("schema_name", "table_name", "column_name", "constraint_name"):
+        facts[fact] = getattr(diagnostics, fact, None)
+    known = [f"{fact}={value}" for fact, value in facts.items() if isinstance(value, str) and value]
+    return f"{name}({', '.join(known)})"
+
+
+def _tell_the_end(kind: type[BaseException], error: BaseException, _traceback: object) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+        get_logger().error("crashed", exc_info=error)
+
+
+def _tell_exception(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    given = event.pop("exc_info", None)
+    error = sys.exc_info()[1] if given is True else given
+    if isinstance(error, tuple):
+        error = error[1]
+    if isinstance(error, BaseException):
+        event["exception"] = described(error)
+    return event
 
 
 def _write_nothing(_method: str, _milliseconds: float) -> None:
