@@ -1,11 +1,12 @@
 """Settings from the environment: read once, checked together, secrets never shown."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 
 class Settings(BaseSettings):
@@ -38,6 +39,11 @@ def load(settings: type[AnySettings], **overrides: Any) -> AnySettings:
         return settings(**overrides)
     except ValidationError as error:
         sys.exit(explain(error))
+    except SettingsError as error:
+        found = re.search('field "([a-z0-9_]+)"', str(error))
+        sys.exit(
+            f"The settings are not complete:\n  {found[1].upper() if found else 'one'} is wrong: it is not JSON"
+        )
 
 
 def explain(error: ValidationError) -> str:

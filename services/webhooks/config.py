@@ -1,9 +1,22 @@
 """Every setting of the room."""
 
+import json
+from collections.abc import Mapping
 from datetime import time
-from typing import Annotated, Literal
+from itertools import combinations
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import NoDecode
 
 from services.webhooks.rules.delivery import Patience
 from services.webhooks.rules.health import BusinessHours
@@ -14,6 +27,19 @@ from shared.config import RoomSettings
 Mode = Literal["test", "live"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Address = Annotated[str, StringConstraints(pattern=r"^\S*:[0-9]{1,5}$")]
+_SECRET_LENGTH_MIN = 8
+
+
+def _signing(secret: SecretStr) -> SecretStr:
+    # Blanks around a pasted secret are a common reason for signatures that never match; and blanks alone would leave
+    # the empty secret, with which anybody can sign.
+    plain = secret.get_secret_value().strip()
+    if len(plain) < _SECRET_LENGTH_MIN:
+        raise ValueError(f"at least {_SECRET_LENGTH_MIN} characters, not counting blanks around them")
+    return SecretStr(plain)
+
+
+SigningSecret = Annotated[SecretStr, AfterValidator(_signing)]
 
 
 class ExtraEndpoint(BaseModel):
@@ -24,7 +50,7 @@ class ExtraEndpoint(BaseModel):
     provider: str = "razorpay"
     account_id: Name
     mode: Mode
-    secrets: tuple[Annotated[SecretStr, Field(min_length=8)], ...] = Field(
+    secrets: tuple[SigningSecret, ...] = Field(
         min_length=1, description="the first signs new events, the others were good before it"
     )
 
@@ -33,6 +59,13 @@ class ExtraEndpoint(BaseModel):
     def _known(cls, value: str) -> str:
         if value not in PROVIDERS:
             raise ValueError(f"no such provider; there is {', '.join(PROVIDERS)}")
+        return value
+
+    @field_validator("secrets")
+    @classmethod
+    def _different(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if len(set(_plain(value))) < len(value):
+            raise ValueError("one of them is there twice; give each once, the current one first")
         return value
 
 
@@ -44,13 +77,13 @@ class WebhooksSettings(RoomSettings):
     webhooks_database_url: SecretStr
     subscriptions_address: Address = Field(default="127.0.0.1:50052")
 
-    razorpay_webhook_secret: SecretStr = Field(min_length=8)
-    razorpay_webhook_secret_previous: SecretStr | None = Field(
+    razorpay_webhook_secret: SigningSecret
+    razorpay_webhook_secret_previous: SigningSecret | None = Field(
         default=None, description="keep the old secret here for 8 days after a rotation"
     )
     razorpay_mode: Mode = Field(default="test", description="of /webhooks/razorpay")
     razorpay_account_id: Name = Field(default="default", description="of /webhooks/razorpay")
-    webhooks_endpoints: dict[Name, ExtraEndpoint] = Field(
+    webhooks_endpoints: Annotated[dict[Name, ExtraEndpoint], NoDecode] = Field(
         default_factory=dict,
         description="more addresses by the last part of their path, as JSON:"
         ' {"shop-live": {"account_id": "acc_x", "mode": "live", "secrets": ["…"]}} is /webhooks/razorpay/shop-live',
@@ -87,21 +120,39 @@ class WebhooksSettings(RoomSettings):
     def _unset_when_empty(cls, value: object) -> object:
         return value or None
 
+    @field_validator("razorpay_webhook_secret_previous")
+    @classmethod
+    def _not_the_current(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is not None and value == info.data.get("razorpay_webhook_secret"):
+            raise ValueError(
+                "it is RAZORPAY_WEBHOOK_SECRET itself; give the one that was good before, or unset it"
+            )
+        return value
+
+    @field_validator("webhooks_endpoints", mode="before")
+    @classmethod
+    def _from_json(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value, object_pairs_hook=_once) if value.strip() else {}
+        except json.JSONDecodeError:
+            raise ValueError("it is not JSON") from None
+
+    @field_validator("webhooks_endpoints")
+    @classmethod
+    def _apart(cls, value: dict[str, ExtraEndpoint], info: ValidationInfo) -> dict[str, ExtraEndpoint]:
+        for one, other in combinations(_endpoints(info.data, value), 2):
+            if one.belongs_to != other.belongs_to and set(one.secrets) & set(other.secrets):
+                raise ValueError(
+                    f"{one.address} and {other.address} have a secret in common, so that what is signed for the one"
+                    " is good at the other; give each its own"
+                )
+        return value
+
     def endpoints(self) -> list[Endpoint]:
         """Every address that a provider may post to."""
-        current, previous = self.razorpay_webhook_secret, self.razorpay_webhook_secret_previous
-        first = Endpoint(
-            provider="razorpay",
-            path="",
-            account_id=self.razorpay_account_id,
-            mode=self.razorpay_mode,
-            secrets=_plain((current,) if previous is None else (current, previous)),
-        )
-        more = [
-            Endpoint(extra.provider, path, extra.account_id, extra.mode, _plain(extra.secrets))
-            for path, extra in self.webhooks_endpoints.items()
-        ]
-        return [first, *more]
+        return _endpoints(dict(self), self.webhooks_endpoints)
 
     def patience(self) -> Patience:
         """How long and how often an event is tried."""
@@ -119,6 +170,27 @@ class WebhooksSettings(RoomSettings):
         )
 
 
+def _endpoints(values: Mapping[str, Any], more: Mapping[str, ExtraEndpoint]) -> list[Endpoint]:
+    """Also while the settings are being checked, when some may be missing."""
+    current, previous = (values.get(f"razorpay_webhook_secret{which}") for which in ("", "_previous"))
+    known = tuple(secret for secret in (current, previous) if secret is not None)
+    found = [
+        Endpoint(extra.provider, path, extra.account_id, extra.mode, _plain(extra.secrets))
+        for path, extra in more.items()
+    ]
+    if not known or not {"razorpay_account_id", "razorpay_mode"} <= values.keys():
+        return found
+    first = Endpoint("razorpay", "", values["razorpay_account_id"], values["razorpay_mode"], _plain(known))
+    return [first, *found]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # JSON's last word wins: the first endpoint of that name would be gone without a sound.
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
 def _plain(secrets: tuple[SecretStr, ...]) -> tuple[bytes, ...]:
-    # Blanks at the end of a variable are the commonest reason for signatures that never match.
-    return tuple(secret.get_secret_value().strip().encode() for secret in secrets)
+    return tuple(secret.get_secret_value().encode() for secret in secrets)

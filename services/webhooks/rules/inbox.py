@@ -26,6 +26,21 @@ class Endpoint:
     mode: str
     secrets: tuple[bytes, ...]  # the first is the current one, the others were good before it
 
+    def __post_init__(self) -> None:
+        # With the empty secret anybody can sign.
+        if not self.secrets or not all(self.secrets):
+            raise ValueError(f"{self.address} has no secret")
+
+    @property
+    def address(self) -> str:
+        """Where the provider posts to."""
+        return "/".join(("/webhooks", self.provider, *([self.path] if self.path else [])))
+
+    @property
+    def belongs_to(self) -> tuple[str, str, str]:
+        """Whose deliveries come here."""
+        return (self.provider, self.account_id, self.mode)
+
 
 @dataclass(frozen=True)
 class NewEvent:
