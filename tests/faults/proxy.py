@@ -31,16 +31,24 @@ class Cut(Enum):
 
 
 HOLES = (Cut.HOLE_BEFORE, Cut.HOLE_AFTER)
+NEVER_ALONE = b"\0"
 Plan = Callable[[], Cut | None]
 
 
 class Proxy:
-    """Between a client and a PostgreSQL server; `plan` is asked at every COMMIT what is to become of it."""
+    """Between a client and a PostgreSQL server; `plan` is asked at every COMMIT what is to become of it.
 
-    def __init__(self, url: str) -> None:
+    A prepared statement that begins with `alone` counts as one: its client has it commit by itself.
+    """
+
+    def __init__(self, url: str, alone: bytes = NEVER_ALONE) -> None:
         self._upstream = urlsplit(url)
+        self.alone = alone
         self.url = url
         self.plan: Plan = lambda: None
+        # What counts as a COMMIT, and as its answer; a statement outside of a transaction commits as well.
+        self.is_commit = is_commit
+        self.is_committed = is_committed
         self.commits = 0
         self.cuts: Counter[Cut] = Counter()
         self._links: set[asyncio.Task[None]] = set()
@@ -74,9 +82,9 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxied(url: str) -> AsyncIterator[Proxy]:
+async def proxied(url: str, alone: bytes = NEVER_ALONE) -> AsyncIterator[Proxy]:
     """A proxy to the server of this URL; `proxy.url` leads through it."""
-    proxy = Proxy(url)
+    proxy = Proxy(url, alone)
     listener = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
     address = urlsplit(url)
@@ -127,7 +135,7 @@ class Link:
         self._proxy = proxy
         self._client = client
         self._server = server
-        self._asked = Frontend()
+        self._asked = Frontend(proxy.is_commit)
         self._answered = Messages()
         self._cut: Cut | None = None  # decided, and not yet carried out
 
@@ -174,7 +182,7 @@ class Link:
         while data := await self._server.receive():
             passing = b""
             for message in self._answered.feed(data):
-                if self._cut in (Cut.AFTER, Cut.HOLE_AFTER) and is_committed(message):
+                if self._cut in (Cut.AFTER, Cut.HOLE_AFTER) and self._proxy.is_committed(message):
                     await self._client.send(passing)
                     if self._cut is Cut.AFTER:
                         return
@@ -208,7 +216,8 @@ class Messages:
 class Frontend:
     """What a client asks, message by message, and which of it executes a COMMIT, prepared long before or not."""
 
-    def __init__(self) -> None:
+    def __init__(self, commits: Callable[[bytes], bool] | None = None) -> None:
+        self._commits = commits or is_commit
         self._messages = Messages()
         self._messages.is_typed = False
         self._statements: dict[bytes, bool] = {}
@@ -230,9 +239,9 @@ class Frontend:
         second = rest.partition(b"\0")[0]
         match kind:
             case b"Q":
-                return any(is_commit(statement) for statement in first.split(b";"))
+                return any(self._commits(statement) for statement in first.split(b";"))
             case b"P":
-                self._statements[first] = is_commit(second)
+                self._statements[first] = self._commits(second)
             case b"B":
                 self._portals[first] = self._statements.get(second, False)
             case b"E":
@@ -244,6 +253,19 @@ def is_commit(statement: bytes) -> bool:
     return statement.strip().rstrip(b";").strip().upper() in (b"COMMIT", b"END")
 
 
-def is_committed(message: bytes) -> bool:
-    """Whether the server says that it has committed; a failed transaction's COMMIT is answered ROLLBACK."""
-    return message[:1] == b"C" and message[5:] == b"COMMIT\0"
+def is_insert(statement: bytes) -> bool:
+    return statement.strip().upper().startswith(b"INSERT ")
+
+
+def is_idle(message: bytes) -> bool:
+    """Whether the server waits for the next statement, outside of a transaction: whatever came before is committed."""
+    return message == b"Z\0\0\0\5I"
+
+
+def is_committed(message: bytes, alone: bytes) -> bool:
+    """Whether the server says that it has committed; a failed transaction's COMMIT is answered ROLLBACK.
+
+    It says what a statement that commits by itself did only with what follows its commit.
+    """
+    done = (b"COMMIT\0", alone.split(b" ")[0] + b" 0 ")
+    return message[:1] == b"C" and message[5:].startswith(done)

@@ -13,12 +13,13 @@ import psycopg
 import pytest
 
 from tests.conftest import Database, Secrets
-from tests.faults.proxy import Cut, Proxy, proxied
+from tests.faults.proxy import Cut, Proxy, is_commit, is_committed, is_idle, is_insert, proxied
 from tests.webhooks.harness import Subscriptions, charged, eventually, neighbour, room_settings
 from tests.webhooks.processes import Process, process, told
 
 # Nothing but a delivery commits between two polls, and only the wake-up delivers.
 NEVER = "600"
+STORING = b"INSERT INTO webhook_events"
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,14 @@ async def house(database: Database, secrets: Secrets, db: psycopg.AsyncConnectio
     subscriptions = Subscriptions()
     settings = room_settings(database.url("webhooks_rw"), secrets, "127.0.0.1:1")
     async with (
-        proxied(database.url("webhooks_rw")) as proxy,
+        proxied(database.url("webhooks_rw"), STORING) as proxy,
         neighbour(settings, subscriptions) as address,
         process(database, secrets, address, url=proxy.url, WEBHOOKS_DELIVERY_POLL_SECONDS=NEVER) as ingress,
         httpx.AsyncClient(timeout=15) as http,
     ):
+        # Deliveries are stored by a statement outside of a transaction, what becomes of them is written inside one.
+        proxy.is_commit = lambda statement: is_commit(statement) or is_insert(statement)
+        proxy.is_committed = lambda message: is_committed(message) or is_idle(message)
         await ingress.start()
         await until_quiet(proxy)
         yield House(ingress, proxy, subscriptions, http, db)
