@@ -33,6 +33,11 @@ def create_engine(url: str, *, application_name: str, pool_size: int = 8) -> Asy
         connect_args={
             "application_name": application_name,
             "connect_timeout": 5,
+            # A server whose machine vanished sends nothing, not even an end: without these a write waits for hours.
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
             "options": session_options(),
         },
     )
