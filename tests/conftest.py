@@ -16,7 +16,16 @@ OURS = (
         "BILLING_",
         "OPERATOR_",
     ),
-    *("GATEWAY_SECRET", "ROOM_SECRET", "READONLY_", "DATABASE_URL", "LOG_LEVEL", "REFLECTION", "PG"),
+    *(
+        "GATEWAY_SECRET",
+        "ROOM_SECRET",
+        "READONLY_",
+        "DATABASE_URL",
+        "LOG_LEVEL",
+        "REFLECTION",
+        "ADMIN_",
+        "PG",
+    ),
 )
 for name in [name for name in os.environ if name.startswith(OURS) or name.lower().endswith("_proxy")]:
     del os.environ[name]
