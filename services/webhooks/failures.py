@@ -1,6 +1,7 @@
 """Refused signatures on their way to the database: enough of them to see an attack, never enough to be one."""
 
 import asyncio
+from dataclasses import replace
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -10,6 +11,7 @@ from services.webhooks.rules.inbox import SignatureFailure
 from services.webhooks.store import signatures as store
 from shared import logs
 from shared.database import transaction
+from shared.ops import strangers
 
 _WINDOW_SECONDS = 60.0
 
@@ -31,6 +33,7 @@ class FailureLog:
 
     def record(self, failure: SignatureFailure) -> None:
         """Takes the failure down unless this minute has enough of them; returns at once and never raises."""
+        failure = _fit_to_log(failure)
         now = asyncio.get_running_loop().time()
         if now - self._window_began_at >= _WINDOW_SECONDS:
             if self._left_out:
@@ -59,3 +62,12 @@ class FailureLog:
                     await store.insert_failures(db, batch)
             except (DBAPIError, PoolTimeout, OSError) as error:
                 _log.error("signature_failures_lost", count=len(batch), error_type=type(error).__name__)
+
+
+def _fit_to_log(failure: SignatureFailure) -> SignatureFailure:
+    return replace(
+        failure,
+        remote_ip=strangers.address(failure.remote_ip),
+        user_agent=strangers.agent(failure.user_agent),
+        payload_id=strangers.identifier(failure.payload_id),
+    )

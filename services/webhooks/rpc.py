@@ -165,14 +165,13 @@ class WebhooksMaintenanceService(maintenance_grpc.WebhooksMaintenanceServiceServ
             results = await self._courier.deliver_due(
                 concurrency=self._concurrency, seconds=_seconds_for_work()
             )
-        condition = await watch.check_health(self._engine, self._normal, self._clock())
         return maintenance.DeliverPendingResponse(
             delivered_count=sum(
                 results.get(outcome, 0) for outcome in ("applied", "duplicate", "superseded", "ignored")
             ),
             failed_count=results.get("failed", 0),
             dead_count=results.get("dead", 0),
-            pending_count=condition.pending,
+            pending_count=await watch.count_pending(self._engine),
         )
 
     async def CheckHealth(

@@ -8,6 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.ids import new_id
+from shared.ops import strangers
 from shared.ops.tables import (
     OPEN_FINDING,
     billing_audit_log,
@@ -104,7 +105,7 @@ async def record_signature_failure(
     user_agent: str | None,
     payload_id: str | None,
 ) -> str:
-    """Record one forged or mis-keyed call and return its id."""
+    """Record one forged or mis-keyed call and return its id; what strangers say is made fit to be kept."""
     failure_id = new_id("sig")
     await db.execute(
         insert(billing_signature_failures).values(
@@ -112,9 +113,9 @@ async def record_signature_failure(
             room=room,
             endpoint=endpoint,
             tenant_id=tenant_id,
-            remote_ip=remote_ip,
-            user_agent=user_agent,
-            payload_id=payload_id,
+            remote_ip=strangers.address(remote_ip),
+            user_agent=strangers.agent(user_agent),
+            payload_id=strangers.identifier(payload_id),
         )
     )
     return failure_id

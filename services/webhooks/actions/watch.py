@@ -17,6 +17,8 @@ from shared.database import transaction
 
 _BATCH = 1000
 _BATCHES_MAX = 20
+# More than a recorder takes down in two hours; of a flood over many of them the newest tell enough.
+_FAILURES_READ = 20_000
 _ANSWER_SECONDS = 2.0
 _FRESH_SECONDS = 1.0
 
@@ -66,15 +68,23 @@ async def check_health(engine: AsyncEngine, watch: Watch, now: datetime) -> Cond
     """How the inbox is, and what of it deserves attention."""
     async with transaction(engine) as db:
         last = await upkeep.last_received_at(db)
-        failures = await signatures.count_failures(db, timedelta(hours=1))
+        recent = await signatures.count_failures(db, health.HOUR)
+        failures_now, failures = await signatures.newest_failures(db, 2 * health.HOUR, _FAILURES_READ)
         pending, _, oldest = await inbox.count_pending(db)
         letters = await operators.count_letters(db)
     alerts = [
         *health.silence(now, last, watch.hours, watch.silence),
-        *health.signature_spikes(failures, watch.signature_spike),
+        *health.signature_spikes(failures, failures_now, watch.signature_spike),
         *health.dead_letters(letters, watch.dead_letters),
     ]
-    return Condition(last, sum(count.failures for count in failures), pending, oldest, letters, alerts)
+    return Condition(last, recent, pending, oldest, letters, alerts)
+
+
+async def count_pending(engine: AsyncEngine) -> int:
+    """How many events wait, whether due or not."""
+    async with transaction(engine) as db:
+        pending, _, _ = await inbox.count_pending(db)
+    return pending
 
 
 async def clean_up(

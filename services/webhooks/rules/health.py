@@ -1,12 +1,15 @@
 """When the silence or the noise of deliveries deserves a person's attention."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, time, timedelta
+from datetime import datetime, time, timedelta, timezone
 from typing import Literal
-from zoneinfo import ZoneInfo
 
-INDIA = ZoneInfo("Asia/Kolkata")
+# India has had no summer time since 1945.
+INDIA = timezone(timedelta(hours=5, minutes=30))
+HOUR = timedelta(hours=1)
+# How far back silence is counted: whoever did not look for so long needs no more days.
+_DAYS_COUNTED = 14
 
 
 @dataclass(frozen=True)
@@ -28,36 +31,39 @@ class BusinessHours:
     closes_at: time
     days: frozenset[int]
 
-    def open_since(self, now: datetime) -> datetime | None:
-        """When today's business began, or None outside business hours."""
-        here = now.astimezone(INDIA)
-        if here.weekday() not in self.days or not self.opens_at <= here.time() < self.closes_at:
-            return None
-        return here.replace(
-            hour=self.opens_at.hour, minute=self.opens_at.minute, second=self.opens_at.second, microsecond=0
-        )
+    def between(self, start: datetime, end: datetime) -> list[timedelta]:
+        """The business time of each day from one moment to another."""
+        first, last = start.astimezone(INDIA), end.astimezone(INDIA)
+        found = []
+        for number in range(min((last.date() - first.date()).days, _DAYS_COUNTED) + 1):
+            day = first.date() + timedelta(days=number)
+            if day.weekday() in self.days:
+                opens = datetime.combine(day, self.opens_at, INDIA)
+                closes = datetime.combine(day, self.closes_at, INDIA)
+                found.append(max(timedelta(), min(closes, last) - max(opens, first)))
+        return found
 
 
 @dataclass(frozen=True)
-class FailureCount:
-    """Signature failures of the last hour at one endpoint, for one tenant or for none known."""
+class Failure:
+    """One refused signature: where, for whom if that is known, and when."""
 
     endpoint: str
     tenant_id: str | None
-    failures: int
+    created_at: datetime
 
 
 def silence(
     now: datetime, last_received_at: datetime | None, hours: BusinessHours, longest: timedelta
 ) -> list[Alert]:
-    """A warning when business has been open for a while and nothing came in it; a new installation expects nothing."""
-    opened_at = hours.open_since(now)
-    if opened_at is None or last_received_at is None:
+    """A warning when one day's business was open for a while and nothing came in it, until something comes: night and
+    weekend end no silence. A new installation expects nothing."""
+    if last_received_at is None or last_received_at >= now:
         return []
-    silent_for = now - max(opened_at, last_received_at)
-    if silent_for < longest:
+    silent = hours.between(last_received_at, now)
+    if not any(of_day >= longest for of_day in silent):
         return []
-    minutes = int(silent_for.total_seconds() // 60)
+    minutes = int(sum(silent, timedelta()).total_seconds() // 60)
     return [
         Alert(
             key="webhooks.silence",
@@ -68,38 +74,56 @@ def silence(
     ]
 
 
-def signature_spikes(counts: Sequence[FailureCount], threshold: int) -> list[Alert]:
-    """One critical alert for each tenant over the threshold, and one for each endpoint that is over it without them."""
-    by_tenant: dict[str, int] = {}
-    for count in counts:
-        if count.tenant_id:
-            by_tenant[count.tenant_id] = by_tenant.get(count.tenant_id, 0) + count.failures
+def signature_spikes(failures: Sequence[Failure], now: datetime, threshold: int) -> list[Alert]:
+    """One critical alert for each tenant over the threshold, and one for each endpoint that is over it without them.
+
+    It holds until no hour that ended within the last one had so many: an attack at the threshold's own pace is one
+    alert, not one every few minutes.
+    """
+    tenants = _spiking(failures, lambda failure: failure.tenant_id, now, threshold)
+    others = [failure for failure in failures if failure.tenant_id not in tenants]
+    endpoints = _spiking(others, lambda failure: failure.endpoint, now, threshold)
     alerts = [
         Alert(
             key=f"webhooks.signature_spike:tenant:{tenant}",
             severity="critical",
-            title=f"Signature-failure spike: {failures} in an hour for one tenant",
+            title=f"Signature-failure spike: {count} in an hour for one tenant",
             tenant_id=tenant,
-            evidence={"failures": str(failures), "tenant_id": tenant},
+            evidence={"failures": str(count), "tenant_id": tenant},
         )
-        for tenant, failures in sorted(by_tenant.items())
-        if failures >= threshold
+        for tenant, count in sorted(tenants.items())
     ]
-    told = {alert.tenant_id for alert in alerts}
-    by_endpoint: dict[str, int] = {}
-    for count in counts:
-        if count.tenant_id is None or count.tenant_id not in told:
-            by_endpoint[count.endpoint] = by_endpoint.get(count.endpoint, 0) + count.failures
     return alerts + [
         Alert(
             key=f"webhooks.signature_spike:endpoint:{endpoint}",
             severity="critical",
-            title=f"Signature-failure spike on {endpoint}: {failures} in an hour",
-            evidence={"failures": str(failures), "endpoint": endpoint},
+            title=f"Signature-failure spike on {endpoint}: {count} in an hour",
+            evidence={"failures": str(count), "endpoint": endpoint},
         )
-        for endpoint, failures in sorted(by_endpoint.items())
-        if failures >= threshold
+        for endpoint, count in sorted(endpoints.items())
     ]
+
+
+def _spiking(
+    failures: Sequence[Failure], key: Callable[[Failure], str | None], now: datetime, threshold: int
+) -> dict[str, int]:
+    """The most failures in any hour that ended within the last one, of those that had enough of them."""
+    moments: dict[str, list[datetime]] = {}
+    for failure in sorted(failures, key=lambda failure: failure.created_at):
+        if name := key(failure):
+            moments.setdefault(name, []).append(failure.created_at)
+    peaks = {name: _peak(of_one, now) for name, of_one in moments.items()}
+    return {name: peak for name, peak in peaks.items() if peak >= threshold}
+
+
+def _peak(moments: Sequence[datetime], now: datetime) -> int:
+    highest = first = 0
+    for place, moment in enumerate(moments):
+        while moments[first] <= moment - HOUR:
+            first += 1
+        if moment > now - HOUR:
+            highest = max(highest, place - first + 1)
+    return highest
 
 
 def dead_letters(waiting: int, threshold: int) -> list[Alert]:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.webhooks.rules.health import FailureCount
+from services.webhooks.rules.health import Failure
 from services.webhooks.rules.inbox import SignatureFailure
 from services.webhooks.rules.paging import Position
 from shared.ops.store import record_signature_failure
@@ -58,13 +58,21 @@ async def list_failures(
     return [SignatureFailure(**row._mapping) for row in rows]
 
 
-async def count_failures(db: AsyncConnection, window: timedelta) -> list[FailureCount]:
-    """Failures of the window that ends now, by endpoint and tenant."""
+async def newest_failures(
+    db: AsyncConnection, window: timedelta, limit: int
+) -> tuple[datetime, list[Failure]]:
+    """The database's present, by which failures are dated, and the newest failures of the window that ends there."""
+    now: datetime = (await db.execute(select(func.now()))).scalar_one()
     query = (
-        select(table.c.endpoint, table.c.tenant_id, func.count())
-        .where(table.c.created_at > func.now() - window)
-        .group_by(table.c.endpoint, table.c.tenant_id)
+        select(table.c.endpoint, table.c.tenant_id, table.c.created_at)
+        .where(table.c.created_at > now - window)
+        .order_by(table.c.created_at.desc())
+        .limit(limit)
     )
-    return [
-        FailureCount(endpoint, tenant, failures) for endpoint, tenant, failures in await db.execute(query)
-    ]
+    return now, [Failure(*row) for row in await db.execute(query)]
+
+
+async def count_failures(db: AsyncConnection, window: timedelta) -> int:
+    """How many there were in the window that ends now."""
+    query = select(func.count()).select_from(table).where(table.c.created_at > func.now() - window)
+    return (await db.execute(query)).scalar_one()
