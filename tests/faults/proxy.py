@@ -31,19 +31,14 @@ class Cut(Enum):
 
 
 HOLES = (Cut.HOLE_BEFORE, Cut.HOLE_AFTER)
-NEVER_ALONE = b"\0"
 Plan = Callable[[], Cut | None]
 
 
 class Proxy:
-    """Between a client and a PostgreSQL server; `plan` is asked at every COMMIT what is to become of it.
+    """Between a client and a PostgreSQL server; `plan` is asked at every COMMIT what is to become of it."""
 
-    A prepared statement that begins with `alone` counts as one: its client has it commit by itself.
-    """
-
-    def __init__(self, url: str, alone: bytes = NEVER_ALONE) -> None:
+    def __init__(self, url: str) -> None:
         self._upstream = urlsplit(url)
-        self.alone = alone
         self.url = url
         self.plan: Plan = lambda: None
         # What counts as a COMMIT, and as its answer; a statement outside of a transaction commits as well.
@@ -82,9 +77,9 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxied(url: str, alone: bytes = NEVER_ALONE) -> AsyncIterator[Proxy]:
+async def proxied(url: str) -> AsyncIterator[Proxy]:
     """A proxy to the server of this URL; `proxy.url` leads through it."""
-    proxy = Proxy(url, alone)
+    proxy = Proxy(url)
     listener = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
     address = urlsplit(url)
@@ -262,10 +257,6 @@ def is_idle(message: bytes) -> bool:
     return message == b"Z\0\0\0\5I"
 
 
-def is_committed(message: bytes, alone: bytes) -> bool:
-    """Whether the server says that it has committed; a failed transaction's COMMIT is answered ROLLBACK.
-
-    It says what a statement that commits by itself did only with what follows its commit.
-    """
-    done = (b"COMMIT\0", alone.split(b" ")[0] + b" 0 ")
-    return message[:1] == b"C" and message[5:].startswith(done)
+def is_committed(message: bytes) -> bool:
+    """Whether the server says that it has committed; a failed transaction's COMMIT is answered ROLLBACK."""
+    return message[:1] == b"C" and message[5:] == b"COMMIT\0"
