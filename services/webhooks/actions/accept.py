@@ -4,22 +4,31 @@ import asyncio
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from services.webhooks.inbox import Inbox
 from services.webhooks.rules import bodies
 from services.webhooks.rules.events import Glance
 from services.webhooks.rules.inbox import LARGE_BYTES, Endpoint, NewEvent, SignedWith
-from services.webhooks.rules.providers import PROVIDERS, Headers
+from services.webhooks.rules.providers import PROVIDERS, Headers, Provider
+from shared import logs
 from shared.ids import new_id
+
+_log = logs.get_logger()
 
 
 async def verify(endpoint: Endpoint, headers: Headers, body: bytes, now: datetime) -> SignedWith | None:
     """Which of the endpoint's secrets signed these very bytes; None: none did."""
     provider = PROVIDERS[endpoint.provider]
-    if len(body) > LARGE_BYTES:
-        position = await asyncio.to_thread(provider.verify, headers, body, endpoint.secrets, now)
-    else:
-        position = provider.verify(headers, body, endpoint.secrets, now)
+    try:
+        if len(body) > LARGE_BYTES:
+            position = await asyncio.to_thread(provider.verify, headers, body, endpoint.secrets, now)
+        else:
+            position = provider.verify(headers, body, endpoint.secrets, now)
+    except Exception as error:
+        # A module that breaks its promise believes nobody; its text may quote what it was given.
+        _log.error("verify_failed", provider=endpoint.provider, error_type=type(error).__name__)
+        return None
     if position is None:
         return None
     return "current" if position == 0 else "previous"
@@ -55,14 +64,13 @@ def _new_event(
 ) -> NewEvent:
     provider = PROVIDERS[endpoint.provider]
     kept = bodies.prepare(body)
-    document: Mapping[str, object] | None = kept.document
-    seen = Glance() if document is None else provider.glance(document)
+    seen = _glance(provider, kept.document)
     return NewEvent(
         id=new_id("evt"),
         provider=endpoint.provider,
         account_id=endpoint.account_id,
         mode=endpoint.mode,
-        event_id=provider.event_id(headers),
+        event_id=seen.event_id or provider.event_id(headers),
         event_type=seen.event_type,
         tenant_id=seen.tenant_id,
         aggregate_id=seen.aggregate_id,
@@ -73,3 +81,14 @@ def _new_event(
         request_id=request_id,
         received_at=received_at,
     )
+
+
+def _glance(provider: Provider, document: Mapping[str, Any] | None) -> Glance:
+    if document is None:
+        return Glance()
+    try:
+        return provider.glance(document)
+    except Exception as error:
+        # What is signed is stored, whatever a module makes of it; without the hints it only keeps no order.
+        _log.error("glance_failed", provider=provider.NAME, error_type=type(error).__name__)
+        return Glance()

@@ -23,7 +23,7 @@ class Provider(Protocol):
         """
 
     def event_id(self, headers: Headers) -> str | None:
-        """The unsigned event id, for people."""
+        """What an unsigned header claims to be the event's id, for people; None: nothing fit to be kept. Never raises."""
 
     def glance(self, document: Mapping[str, Any]) -> Glance:
         """What the inbox can tell at once; never raises."""
