@@ -19,7 +19,6 @@ from tests.webhooks.processes import Process, process, told
 
 # Nothing but a delivery commits between two polls, and only the wake-up delivers.
 NEVER = "600"
-STORING = b"INSERT INTO webhook_events"
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ async def house(database: Database, secrets: Secrets, db: psycopg.AsyncConnectio
     subscriptions = Subscriptions()
     settings = room_settings(database.url("webhooks_rw"), secrets, "127.0.0.1:1")
     async with (
-        proxied(database.url("webhooks_rw"), STORING) as proxy,
+        proxied(database.url("webhooks_rw")) as proxy,
         neighbour(settings, subscriptions) as address,
         process(database, secrets, address, url=proxy.url, WEBHOOKS_DELIVERY_POLL_SECONDS=NEVER) as ingress,
         httpx.AsyncClient(timeout=15) as http,
