@@ -1,11 +1,12 @@
 """Which of a person's settings reach which program."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from suite import addresses
-from suite.files import Secrets
+from suite.files import DataFolder, Secrets
 from suite.migrate import LOGINS
 from suite.rooms import PROGRAMS, World
 
@@ -43,3 +44,27 @@ def test_a_persons_other_settings_reach_no_program(monkeypatch: pytest.MonkeyPat
 
     assert not any("AWS_SECRET_ACCESS_KEY" in environment for environment in made.values())
     assert [name for name in made if "LEDGER_LANES" in made[name]] == ["ledger"]
+
+
+def test_the_ingress_is_told_of_a_rotation_and_of_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"RAZORPAY_WEBHOOK_SECRET_PREVIOUS": "was-good-before", "WEBHOOKS_ENDPOINTS": "{}"}
+
+    made = environments(monkeypatch, **told)
+
+    assert made["webhooks"].items() >= told.items()
+    assert [name for name in made if "WEBHOOKS_ENDPOINTS" in made[name]] == ["webhooks"]
+
+
+def test_a_webhook_secret_that_somebody_sets_counts_for_one_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = DataFolder(tmp_path, tmp_path)
+    kept = Secrets.keep(folder, LOGINS)
+    monkeypatch.setenv("RAZORPAY_WEBHOOK_SECRET", "the-new-one")
+
+    told = Secrets.keep(folder, LOGINS)
+
+    monkeypatch.delenv("RAZORPAY_WEBHOOK_SECRET")
+    assert told.razorpay_webhook_secret == "the-new-one"
+    assert replace(told, razorpay_webhook_secret=kept.razorpay_webhook_secret) == kept
+    assert Secrets.keep(folder, LOGINS) == kept
