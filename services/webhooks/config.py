@@ -114,6 +114,7 @@ class WebhooksSettings(RoomSettings):
         default=730, ge=30, description="until then an old signed body is known as a duplicate"
     )
     webhooks_admin_request_retention_days: int = Field(default=30, ge=1)
+    webhooks_signature_failure_retention_days: int = Field(default=90, ge=1, description="of this room's own")
 
     @field_validator("razorpay_webhook_secret_previous", mode="before")
     @classmethod

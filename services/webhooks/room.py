@@ -99,6 +99,7 @@ def _doors(
             bodies=timedelta(days=settings.webhooks_body_retention_days),
             events=timedelta(days=settings.webhooks_event_retention_days),
             requests=timedelta(days=settings.webhooks_admin_request_retention_days),
+            signature_failures=timedelta(days=settings.webhooks_signature_failure_retention_days),
         ),
         clock=clock.now,
     )

@@ -200,6 +200,8 @@ class WebhooksMaintenanceService(maintenance_grpc.WebhooksMaintenanceServiceServ
             bodies_removed_count=removed.bodies,
             events_removed_count=removed.events,
             admin_requests_removed_count=removed.requests,
+            signature_failures_removed_count=removed.signature_failures,
+            rate_limit_buckets_removed_count=removed.buckets,
             more_remains=removed.more_remains,
         )
 

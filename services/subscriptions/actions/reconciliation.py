@@ -43,9 +43,6 @@ DEFAULT_MAX = 2_000
 RUN_SECONDS = 180.0
 ALERTS_MAX = 50
 REBUILT_AT_ONCE = 500
-COMPLETED_KEPT = timedelta(days=90)
-KEYS_KEPT = timedelta(days=90)
-DELETED_AT_MOST = 10_000
 RETRY = "RetryReconciliationTask"
 
 _log = logs.get_logger()
@@ -280,11 +277,3 @@ async def list_since(engine: AsyncEngine, *, tenant_id: str, position: int, limi
     """A tenant's tasks that arose after a position, in the order in which they did."""
     async with transaction(engine) as db:
         return await store.list_since(db, tenant_id, position, limit=limit)
-
-
-async def cleanup(engine: AsyncEngine, *, now: datetime, dry_run: bool) -> int:
-    """Delete what was done or answered long ago."""
-    async with transaction(engine) as db:
-        return await store.delete_completed(
-            db, now - COMPLETED_KEPT, dry_run=dry_run, limit=DELETED_AT_MOST
-        ) + await keys.delete_old(db, now - KEYS_KEPT, dry_run=dry_run, limit=DELETED_AT_MOST)

@@ -3,7 +3,7 @@
 from billing.maintenance.v1 import alert_pb2
 from billing.subscriptions.v1 import subscriptions_maintenance_pb2 as pb
 
-from services.subscriptions.actions import reconciliation as actions
+from services.subscriptions.actions.cleanup import cleanup
 from services.subscriptions.actions.notices import deliver_notices
 from services.subscriptions.rpc.messages import Context
 from services.subscriptions.rpc.room import Desk
@@ -28,8 +28,12 @@ class Upkeep(Desk):
         )
 
     async def Cleanup(self, request: pb.CleanupRequest, context: Context) -> pb.CleanupResponse:
-        deleted = await actions.cleanup(self._room.engine, now=self._room.clock(), dry_run=request.dry_run)
-        return pb.CleanupResponse(deleted=deleted)
+        cleaned = await cleanup(self._room.engine, now=self._room.clock(), dry_run=request.dry_run)
+        return pb.CleanupResponse(
+            deleted=cleaned.rows,
+            signature_failures_deleted=cleaned.signature_failures,
+            rate_limit_buckets_deleted=cleaned.buckets,
+        )
 
 
 def _abandoned(task: Task) -> alert_pb2.Alert:

@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.webhooks.metrics import Metrics
 from services.webhooks.rules import health
@@ -14,7 +14,11 @@ from services.webhooks.store import inbox, operators, signatures, upkeep
 from shared import database
 from shared.clock import Clock
 from shared.database import transaction
+from shared.ops import upkeep as ops_upkeep
 
+ROOM = "webhooks"
+# Every limit is over within a quarter of an hour.
+_BUCKETS_KEPT = timedelta(days=1)
 _BATCH = 1000
 _BATCHES_MAX = 20
 # More than a recorder takes down in two hours; of a flood over many of them the newest tell enough.
@@ -40,6 +44,7 @@ class Retention:
     bodies: timedelta
     events: timedelta
     requests: timedelta
+    signature_failures: timedelta
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,24 @@ class Condition:
 class Removed:
     """What a cleaning removed, or would remove."""
 
-    bodies: int
-    events: int
-    requests: int
-    more_remains: bool
+    bodies: int = 0
+    events: int = 0
+    requests: int = 0
+    signature_failures: int = 0
+    buckets: int = 0
+    more_remains: bool = False
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many of each."""
+        return (self.bodies, self.events, self.requests, self.signature_failures, self.buckets)
+
+    def plus(self, other: "Removed") -> "Removed":
+        """Both together."""
+        bodies, events, requests, failures, buckets = (
+            ours + theirs for ours, theirs in zip(self.counts, other.counts, strict=True)
+        )
+        return Removed(bodies, events, requests, failures, buckets)
 
 
 async def check_health(engine: AsyncEngine, watch: Watch, now: datetime) -> Condition:
@@ -91,30 +110,49 @@ async def clean_up(
     engine: AsyncEngine, retention: Retention, now: datetime, *, seconds: float, dry_run: bool
 ) -> Removed:
     """Removes what is older than its retention, in small transactions, for at most so many seconds."""
-    before = {
-        "bodies": now - retention.bodies,
-        "events": now - retention.events,
-        "requests": now - retention.requests,
-    }
     if dry_run:
         async with transaction(engine) as db:
-            bodies, events, requests = await upkeep.count_removable(db, **before)
-        return Removed(bodies, events, requests, more_remains=False)
+            return await _removable(db, retention, now)
     ends_at = time.monotonic() + seconds
-    bodies = events = requests = 0
+    removed = Removed()
     for _ in range(_BATCHES_MAX):
         async with transaction(engine) as db:
-            removed = (
-                await upkeep.remove_bodies(db, before=before["bodies"], now=now, limit=_BATCH),
-                await upkeep.remove_events(db, before=before["events"], limit=_BATCH),
-                await upkeep.remove_requests(db, before=before["requests"], limit=_BATCH),
-            )
-        bodies, events, requests = bodies + removed[0], events + removed[1], requests + removed[2]
-        if max(removed) < _BATCH:
-            return Removed(bodies, events, requests, more_remains=False)
+            batch = await _remove_batch(db, retention, now)
+        removed = removed.plus(batch)
+        if not batch.more_remains:
+            return replace(removed, more_remains=False)
         if time.monotonic() >= ends_at:
             break
-    return Removed(bodies, events, requests, more_remains=True)
+    return replace(removed, more_remains=True)
+
+
+async def _removable(db: AsyncConnection, retention: Retention, now: datetime) -> Removed:
+    bodies, events, requests = await upkeep.count_removable(
+        db,
+        bodies=now - retention.bodies,
+        events=now - retention.events,
+        requests=now - retention.requests,
+    )
+    failures = await ops_upkeep.forget_signature_failures(
+        db, room=ROOM, before=now - retention.signature_failures, limit=_BATCH, dry_run=True
+    )
+    buckets = await ops_upkeep.forget_buckets(
+        db, room=ROOM, before=now - _BUCKETS_KEPT, limit=_BATCH, dry_run=True
+    )
+    return Removed(bodies, events, requests, failures, buckets)
+
+
+async def _remove_batch(db: AsyncConnection, retention: Retention, now: datetime) -> Removed:
+    batch = Removed(
+        await upkeep.remove_bodies(db, before=now - retention.bodies, now=now, limit=_BATCH),
+        await upkeep.remove_events(db, before=now - retention.events, limit=_BATCH),
+        await upkeep.remove_requests(db, before=now - retention.requests, limit=_BATCH),
+        await ops_upkeep.forget_signature_failures(
+            db, room=ROOM, before=now - retention.signature_failures, limit=_BATCH
+        ),
+        await ops_upkeep.forget_buckets(db, room=ROOM, before=now - _BUCKETS_KEPT, limit=_BATCH),
+    )
+    return replace(batch, more_remains=max(batch.counts) >= _BATCH)
 
 
 class Watchman:

@@ -512,8 +512,14 @@ class CleanupResponse(_message.Message):
 
     DELETED_FIELD_NUMBER: _builtins.int
     ALERTS_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FAILURES_DELETED_FIELD_NUMBER: _builtins.int
+    RATE_LIMIT_BUCKETS_DELETED_FIELD_NUMBER: _builtins.int
     deleted: _builtins.int
     """Rows, over all tables; under dry_run rows that would be deleted."""
+    signature_failures_deleted: _builtins.int
+    """Of these, refused signatures of this room that were forgotten."""
+    rate_limit_buckets_deleted: _builtins.int
+    """Of these, rate limits of this room that were forgotten."""
     @_builtins.property
     def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_alert_pb2.Alert]:
         """Conditions that deserve a person."""
@@ -523,10 +529,12 @@ class CleanupResponse(_message.Message):
         *,
         deleted: _builtins.int = ...,
         alerts: _abc.Iterable[_alert_pb2.Alert] | None = ...,
+        signature_failures_deleted: _builtins.int = ...,
+        rate_limit_buckets_deleted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "deleted", b"deleted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "deleted", b"deleted", "rate_limit_buckets_deleted", b"rate_limit_buckets_deleted", "signature_failures_deleted", b"signature_failures_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

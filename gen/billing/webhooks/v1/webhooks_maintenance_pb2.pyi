@@ -192,6 +192,8 @@ class CleanupResponse(_message.Message):
     ADMIN_REQUESTS_REMOVED_COUNT_FIELD_NUMBER: _builtins.int
     MORE_REMAINS_FIELD_NUMBER: _builtins.int
     ALERTS_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FAILURES_REMOVED_COUNT_FIELD_NUMBER: _builtins.int
+    RATE_LIMIT_BUCKETS_REMOVED_COUNT_FIELD_NUMBER: _builtins.int
     bodies_removed_count: _builtins.int
     """Processed events whose body was removed; the rest of the row stays."""
     events_removed_count: _builtins.int
@@ -200,6 +202,10 @@ class CleanupResponse(_message.Message):
     """Remembered admin requests removed."""
     more_remains: _builtins.bool
     """True: this run removed as much as one run may, and the next one goes on."""
+    signature_failures_removed_count: _builtins.int
+    """Refused signatures of this room that were forgotten."""
+    rate_limit_buckets_removed_count: _builtins.int
+    """Rate limits of this room that were forgotten."""
     @_builtins.property
     def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_alert_pb2.Alert]:
         """Conditions that deserve attention."""
@@ -212,10 +218,12 @@ class CleanupResponse(_message.Message):
         admin_requests_removed_count: _builtins.int = ...,
         more_remains: _builtins.bool = ...,
         alerts: _abc.Iterable[_alert_pb2.Alert] | None = ...,
+        signature_failures_removed_count: _builtins.int = ...,
+        rate_limit_buckets_removed_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_requests_removed_count", b"admin_requests_removed_count", "alerts", b"alerts", "bodies_removed_count", b"bodies_removed_count", "events_removed_count", b"events_removed_count", "more_remains", b"more_remains"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_requests_removed_count", b"admin_requests_removed_count", "alerts", b"alerts", "bodies_removed_count", b"bodies_removed_count", "events_removed_count", b"events_removed_count", "more_remains", b"more_remains", "rate_limit_buckets_removed_count", b"rate_limit_buckets_removed_count", "signature_failures_removed_count", b"signature_failures_removed_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

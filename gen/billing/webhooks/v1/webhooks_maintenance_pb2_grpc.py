@@ -65,8 +65,9 @@ class WebhooksMaintenanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CheckHealth(self, request, context):
-        """Reports silence in business hours, spikes of signature failures and dead letters that nobody looked at.
-        It changes nothing.
+        """Reports silence in business hours, spikes of signature failures and dead letters that nobody looked at: each as
+        one alert for as long as it holds. Silence holds until an event comes, through nights and weekends; a spike until
+        an hour after the last moment at which the hour before had too many. It changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,8 +75,9 @@ class WebhooksMaintenanceServiceServicer:
 
     def Cleanup(self, request, context):
         """Removes what is older than its retention: first the bodies of processed events, much later the events (until
-        then their hash still tells a duplicate), and remembered admin requests. Pending events and dead letters are
-        never touched. A repeat with the same key removes what is due then.
+        then their hash still tells a duplicate), remembered admin requests, this room's refused signatures, and its
+        rate limits that have limited nobody for a day. Pending events and dead letters are never touched. A repeat with
+        the same key removes what is due then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -20,13 +20,15 @@ class WebhooksMaintenanceServiceStub:
     picks up retries, and what a dead worker left. A repeat with the same key looks again and harms nothing.
     """
     CheckHealth: _aio.UnaryUnaryMultiCallable[_webhooks_maintenance_pb2.CheckHealthRequest, _webhooks_maintenance_pb2.CheckHealthResponse]
-    """Reports silence in business hours, spikes of signature failures and dead letters that nobody looked at.
-    It changes nothing.
+    """Reports silence in business hours, spikes of signature failures and dead letters that nobody looked at: each as
+    one alert for as long as it holds. Silence holds until an event comes, through nights and weekends; a spike until
+    an hour after the last moment at which the hour before had too many. It changes nothing.
     """
     Cleanup: _aio.UnaryUnaryMultiCallable[_webhooks_maintenance_pb2.CleanupRequest, _webhooks_maintenance_pb2.CleanupResponse]
     """Removes what is older than its retention: first the bodies of processed events, much later the events (until
-    then their hash still tells a duplicate), and remembered admin requests. Pending events and dead letters are
-    never touched. A repeat with the same key removes what is due then.
+    then their hash still tells a duplicate), remembered admin requests, this room's refused signatures, and its
+    rate limits that have limited nobody for a day. Pending events and dead letters are never touched. A repeat with
+    the same key removes what is due then.
     """
 
 class WebhooksMaintenanceServiceServicer:
@@ -46,8 +48,9 @@ class WebhooksMaintenanceServiceServicer:
         request: _webhooks_maintenance_pb2.CheckHealthRequest,
         context: _aio.ServicerContext[_webhooks_maintenance_pb2.CheckHealthRequest, _abc.Awaitable[_webhooks_maintenance_pb2.CheckHealthResponse]],
     ) -> _abc.Awaitable[_webhooks_maintenance_pb2.CheckHealthResponse]:
-        """Reports silence in business hours, spikes of signature failures and dead letters that nobody looked at.
-        It changes nothing.
+        """Reports silence in business hours, spikes of signature failures and dead letters that nobody looked at: each as
+        one alert for as long as it holds. Silence holds until an event comes, through nights and weekends; a spike until
+        an hour after the last moment at which the hour before had too many. It changes nothing.
         """
 
     def Cleanup(
@@ -56,8 +59,9 @@ class WebhooksMaintenanceServiceServicer:
         context: _aio.ServicerContext[_webhooks_maintenance_pb2.CleanupRequest, _abc.Awaitable[_webhooks_maintenance_pb2.CleanupResponse]],
     ) -> _abc.Awaitable[_webhooks_maintenance_pb2.CleanupResponse]:
         """Removes what is older than its retention: first the bodies of processed events, much later the events (until
-        then their hash still tells a duplicate), and remembered admin requests. Pending events and dead letters are
-        never touched. A repeat with the same key removes what is due then.
+        then their hash still tells a duplicate), remembered admin requests, this room's refused signatures, and its
+        rate limits that have limited nobody for a day. Pending events and dead letters are never touched. A repeat with
+        the same key removes what is due then.
         """
 
 def add_WebhooksMaintenanceServiceServicer_to_server(servicer: WebhooksMaintenanceServiceServicer, server: _aio.Server) -> None: ...

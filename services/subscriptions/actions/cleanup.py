@@ -1,0 +1,49 @@
+"""Cleanup: forgets what was done, answered or recorded long ago."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.subscriptions.store import keys, tasks
+from shared.database import transaction
+from shared.ops import upkeep
+
+ROOM = "subscriptions"
+COMPLETED_KEPT = timedelta(days=90)
+KEYS_KEPT = timedelta(days=90)
+SIGNATURE_FAILURES_KEPT = timedelta(days=90)
+# Every limit is over within a quarter of an hour.
+BUCKETS_KEPT = timedelta(days=1)
+DELETED_AT_MOST = 10_000
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """How many rows of each kind are gone, or would be."""
+
+    tasks: int
+    keys: int
+    signature_failures: int
+    buckets: int
+
+    @property
+    def rows(self) -> int:
+        """All of them."""
+        return self.tasks + self.keys + self.signature_failures + self.buckets
+
+
+async def cleanup(engine: AsyncEngine, *, now: datetime, dry_run: bool) -> Cleaned:
+    """Deletes so many of each that are older than they are kept; the rest is the next run's."""
+    most = DELETED_AT_MOST
+    async with transaction(engine) as db:
+        return Cleaned(
+            tasks=await tasks.delete_completed(db, now - COMPLETED_KEPT, dry_run=dry_run, limit=most),
+            keys=await keys.delete_old(db, now - KEYS_KEPT, dry_run=dry_run, limit=most),
+            signature_failures=await upkeep.forget_signature_failures(
+                db, room=ROOM, before=now - SIGNATURE_FAILURES_KEPT, limit=most, dry_run=dry_run
+            ),
+            buckets=await upkeep.forget_buckets(
+                db, room=ROOM, before=now - BUCKETS_KEPT, limit=most, dry_run=dry_run
+            ),
+        )
