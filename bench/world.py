@@ -24,7 +24,9 @@ import psycopg
 from suite.migrate import LOGINS, migrate
 from suite.postgres import EmbeddedPostgres
 from suite.processes import die_with_parent
+from suite.rooms import SAMPLE_SELLER
 
+ROOT = Path(__file__).parent.parent
 START_SECONDS_MAX = 30.0
 TEMPLATE = "bench_template"
 LOG_FILES = 48
@@ -38,6 +40,7 @@ class World:
         self.server = EmbeddedPostgres(folder / "postgres", port=0)
         self.passwords = {role: secrets.token_urlsafe(18) for role in LOGINS}
         self.keys = {name: secrets.token_urlsafe(18) for name in ("GATEWAY", "OPERATOR", "ROOM")}
+        self.webhook_secret = secrets.token_urlsafe(18)
 
     @property
     def gateway_key(self) -> str:
@@ -47,14 +50,27 @@ class World:
     def room_key(self) -> str:
         return self.keys["ROOM"]
 
+    @property
+    def provider(self) -> dict[str, str]:
+        """What everybody is told who knows the provider."""
+        return {
+            "RAZORPAY_KEY_ID": "rzp_test_bench",
+            "RAZORPAY_KEY_SECRET": self.webhook_secret[::-1],
+            "RAZORPAY_WEBHOOK_SECRET": self.webhook_secret,
+        }
+
     def admin_url(self, database: str) -> str:
         return self.server.url(database)
 
     def ledger_url(self, database: str) -> str:
         """As the ledger itself connects."""
-        parts = urlsplit(self.admin_url(database))
+        return self.room_url("ledger", database)
+
+    def room_url(self, room: str, database: str) -> str:
+        """As a room itself connects."""
+        parts, role = urlsplit(self.admin_url(database)), f"{room}_rw"
         return urlunsplit(
-            parts._replace(netloc=f"ledger_rw:{self.passwords['ledger_rw']}@{parts.hostname}:{parts.port}")
+            parts._replace(netloc=f"{role}:{self.passwords[role]}@{parts.hostname}:{parts.port}")
         )
 
     def wear_in(self) -> None:
@@ -99,18 +115,82 @@ class World:
             yield address
 
     @contextlib.contextmanager
-    def _running(
-        self, name: str, arguments: Sequence[str], told: Mapping[str, str], address: str
-    ) -> Iterator[None]:
+    def webhooks(
+        self, database: str, subscriptions: str, *, delivers: bool = True
+    ) -> Iterator[tuple[str, int]]:
+        """`python -m services.webhooks` with the settings it ships with, or only its taking in; its address and pid."""
+        address = free_address()
+        told = {
+            "WEBHOOKS_LISTEN": free_address(),
+            "WEBHOOKS_HTTP_LISTEN": address,
+            "WEBHOOKS_DATABASE_URL": self.room_url("webhooks", database),
+            "SUBSCRIPTIONS_ADDRESS": subscriptions,
+            **self.provider,
+        }
+        module = "services.webhooks" if delivers else "bench.undelivered"
+        with self._running(f"webhooks-{database}", [module], told, address) as process:
+            yield address, process.pid
+
+    @contextlib.contextmanager
+    def verifier(self) -> Iterator[tuple[str, int]]:
+        """The ingress' own server stack, which only verifies; its address and pid."""
+        address = free_address()
+        with self._running("verifier", ["bench.verifier", address], self.provider, address) as process:
+            yield address, process.pid
+
+    @contextlib.contextmanager
+    def applier(self) -> Iterator[str]:
+        """Subscriptions that do nothing; their address."""
+        address = free_address()
+        with self._running("applier", ["bench.applier", address], {}, address):
+            yield address
+
+    @contextlib.contextmanager
+    def sandbox(self) -> Iterator[str]:
+        """`python -m sandbox`; its URL."""
+        address = free_address()
+        told = {"SANDBOX_LISTEN": address, **self.provider}
+        with self._running("sandbox", ["sandbox"], told, address):
+            yield f"http://{address}"
+
+    @contextlib.contextmanager
+    def subscriptions(self, database: str, ledger: str, provider_url: str) -> Iterator[tuple[str, int]]:
+        """`python -m services.subscriptions` with its catalogue applied; its address and pid."""
+        address = free_address()
+        told = {
+            "SUBSCRIPTIONS_LISTEN": address,
+            "SUBSCRIPTIONS_DATABASE_URL": self.room_url("subscriptions", database),
+            "LEDGER_ADDRESS": ledger,
+            "RAZORPAY_API_URL": provider_url,
+            **self.provider,
+            **SAMPLE_SELLER,
+        }
+        room = ["services.subscriptions"]
+        subprocess.run(
+            [sys.executable, "-m", *room, "apply-catalog"],
+            env=self._environment(told),
+            cwd=ROOT,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        with self._running(f"subscriptions-{database}", room, told, address) as process:
+            yield address, process.pid
+
+    def _environment(self, told: Mapping[str, str]) -> dict[str, str]:
         passed = {
             name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ
         }
-        keys = {f"{name}_SECRET": value for name, value in self.keys.items()}
+        return {**passed, **{f"{name}_SECRET": value for name, value in self.keys.items()}, **told}
+
+    @contextlib.contextmanager
+    def _running(
+        self, name: str, arguments: Sequence[str], told: Mapping[str, str], address: str
+    ) -> Iterator[subprocess.Popen[bytes]]:
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
-                env={**passed, **keys, **told},
-                cwd=Path(__file__).parent.parent,
+                env=self._environment(told),
+                cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -118,7 +198,7 @@ class World:
             )
             try:
                 wait_for(address, process)
-                yield
+                yield process
             except BaseException:
                 sys.stderr.write((self.folder / f"{name}.log").read_text()[-2000:])
                 raise
@@ -132,7 +212,7 @@ class Child:
     def __init__(self, module: str, *arguments: str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
-            cwd=Path(__file__).parent.parent,
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
