@@ -90,9 +90,13 @@ class WebhooksAdminService(admin_grpc.WebhooksAdminServiceServicer):
                     received_until=_moment(request.range, "received_until"),
                     event_type=request.range.event_type or None,
                 )
-        count = await operate.replay_events(self._engine, chosen, _wish(request))
+        replayed = await operate.replay_events(self._engine, chosen, _wish(request))
         self._loop.wake()
-        return admin.ReplayEventsResponse(replayed_count=count)
+        return admin.ReplayEventsResponse(
+            replayed_count=replayed.events,
+            in_attempt_count=replayed.in_attempt,
+            body_removed_count=replayed.without_body,
+        )
 
     async def ListDeadLetters(
         self, request: admin.ListDeadLettersRequest, context: Any

@@ -74,6 +74,7 @@ Index(
 )
 Index("webhook_events_nameless", _event.aggregate_id, postgresql_where=text("tenant_id IS NULL"))
 Index("webhook_events_received", _event.received_at, _event.id)
+Index("webhook_events_dead", _event.received_at, _event.id, postgresql_where=text("outcome = 'dead'"))
 Index("webhook_events_tenant", _event.tenant_id, _event.received_at)
 Index("webhook_events_event_id", _event.event_id)
 Index(

@@ -144,7 +144,9 @@ async def test_a_replay_is_delivered_again_and_changes_nothing(
     [line] = await room.rows(AUDIT, began_at)
     assert (line["room"], line["action"], line["actor_type"]) == ("webhooks", "webhook.replay", "operator")
     assert line["metadata"]["reason"] == "ticket 8841"
-    assert line["metadata"]["after"] == {"events": [row["id"]]}
+    assert line["metadata"]["before"]["events"] == {row["id"]: "applied recorded"}
+    assert line["metadata"]["after"] == {"status": "pending", "events": 1}
+    assert (line["tenant_id"], bool(line["request_id"])) == (tenant, True)
 
 
 async def _arrived(room: Running, count: int) -> bool:
@@ -212,7 +214,9 @@ async def test_dead_letters_are_requeued_and_succeed(start: Start, tenant: str, 
     assert (await room.admin.ListDeadLetters(pb.ListDeadLettersRequest())).dead_letters == []
     [line] = await room.rows(AUDIT, began_at)
     assert line["action"] == "webhook.requeue"
-    assert line["metadata"]["after"]["dead_letters"][0]["reason"] == "attempts_exhausted"
+    assert line["metadata"]["before"]["dead_letters"][0]["reason"] == "attempts_exhausted"
+    assert line["metadata"]["after"] == {"status": "pending", "dead_letters": 0, "events": 1}
+    assert (line["resource_id"], line["tenant_id"]) == (letter.id, tenant)
 
 
 async def test_discarded_letters_stay_dead(room: Running, began_at: datetime) -> None:

@@ -1,6 +1,7 @@
 """What operators do: look, replay, requeue, discard. Every change is audited in the transaction that makes it."""
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,7 +16,7 @@ from services.webhooks.errors import (
     Poison,
     SelectionTooLarge,
 )
-from services.webhooks.rules.inbox import SignatureFailure
+from services.webhooks.rules.inbox import LARGE_BYTES, SignatureFailure
 from services.webhooks.rules.operators import (
     SELECTION_MAX,
     DeadLetter,
@@ -23,6 +24,7 @@ from services.webhooks.rules.operators import (
     EventRow,
     EventSelection,
     LetterSelection,
+    Replayed,
     Wish,
     plain,
 )
@@ -34,6 +36,18 @@ from shared.database import transaction
 from shared.ops.store import record_audit
 
 _BODY_REMOVED = "body_removed"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What the audit log keeps of a change."""
+
+    action: str
+    resource_type: str
+    resource_id: str
+    tenant_id: str | None
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,9 @@ async def get_event(engine: AsyncEngine, id: str) -> EventView:
     if event.body_removed_at is not None:
         return EventView(event, "", _BODY_REMOVED, 0)
     try:
-        return EventView(event, redacted(body), "", len(body))
+        # Walking a large one would hold up every delivery.
+        shown = redacted(body) if len(body) <= LARGE_BYTES else await asyncio.to_thread(redacted, body)
+        return EventView(event, shown, "", len(body))
     except (Poison, RecursionError) as unreadable:
         note = unreadable.reason if isinstance(unreadable, Poison) else "body_too_deep"
         return EventView(event, "", note, len(body))
@@ -112,45 +128,54 @@ async def list_signature_failures(
     return failures[:limit], _next(failures, limit, _position_of_failure)
 
 
-async def replay_events(engine: AsyncEngine, chosen: EventSelection, wish: Wish) -> int:
-    """Makes the chosen events due once more and says how many."""
+async def replay_events(engine: AsyncEngine, chosen: EventSelection, wish: Wish) -> Replayed:
+    """Makes the chosen events due once more and says how many, and how many it left."""
 
-    async def replay(db: AsyncConnection) -> int:
+    async def replay(db: AsyncConnection) -> dict[str, int]:
         if chosen.id:
             await _require_replayable(db, chosen.id)
-        ids = await store.lock_events(db, chosen, SELECTION_MAX + 1)
-        _require_few(len(ids))
+        found = await store.lock_events(db, chosen, SELECTION_MAX + 1)
+        _require_few(len(found))
+        with_body, without_body = await store.count_events(db, chosen)
+        ids = [event.id for event in found]
         await store.remove_letters_of(db, ids)
         await store.deliver_again(db, ids)
-        await _audit(db, "webhook.replay", "webhook_event", wish, plain(chosen), {"events": ids})
-        return len(ids)
+        change = Change(
+            action="webhook.replay",
+            resource_type="webhook_event",
+            resource_id=chosen.id or "selection",
+            tenant_id=chosen.tenant_id or _only({event.tenant_id for event in found}),
+            before={"selection": plain(chosen), "events": {event.id: event.stood for event in found}},
+            after={"status": "pending", "events": len(ids)},
+        )
+        await _audit(db, change, wish)
+        return {"count": len(ids), "in_attempt": max(0, with_body - len(ids)), "without_body": without_body}
 
-    return await _once(engine, "replay", plain(chosen), wish, replay)
+    answer = await _once(engine, "replay", plain(chosen), wish, replay)
+    return Replayed(answer["count"], answer.get("in_attempt", 0), answer.get("without_body", 0))
 
 
 async def requeue_dead_letters(engine: AsyncEngine, chosen: LetterSelection, wish: Wish) -> int:
     """Takes the chosen dead letters off the queue, makes their events due and says how many."""
 
-    async def requeue(db: AsyncConnection) -> int:
+    async def requeue(db: AsyncConnection) -> dict[str, int]:
         letters = await _take_letters(db, chosen)
         await store.deliver_again(db, [letter.webhook_event_id for letter in letters])
-        after = {"dead_letters": [_remembered(letter) for letter in letters]}
-        await _audit(db, "webhook.requeue", "webhook_dead_letter", wish, plain(chosen), after)
-        return len(letters)
+        await _audit(db, _change("webhook.requeue", chosen, letters, "pending"), wish)
+        return {"count": len(letters)}
 
-    return await _once(engine, "requeue", plain(chosen), wish, requeue)
+    return (await _once(engine, "requeue", plain(chosen), wish, requeue))["count"]
 
 
 async def discard_dead_letters(engine: AsyncEngine, chosen: LetterSelection, wish: Wish) -> int:
     """Takes the chosen dead letters off the queue for good and says how many."""
 
-    async def discard(db: AsyncConnection) -> int:
+    async def discard(db: AsyncConnection) -> dict[str, int]:
         letters = await _take_letters(db, chosen)
-        after = {"dead_letters": [_remembered(letter) for letter in letters]}
-        await _audit(db, "webhook.discard", "webhook_dead_letter", wish, plain(chosen), after)
-        return len(letters)
+        await _audit(db, _change("webhook.discard", chosen, letters, "dead"), wish)
+        return {"count": len(letters)}
 
-    return await _once(engine, "discard", plain(chosen), wish, discard)
+    return (await _once(engine, "discard", plain(chosen), wish, discard))["count"]
 
 
 async def _once(
@@ -158,8 +183,8 @@ async def _once(
     operation: str,
     selection: Mapping[str, Any],
     wish: Wish,
-    change: Callable[[AsyncConnection], Awaitable[int]],
-) -> int:
+    change: Callable[[AsyncConnection], Awaitable[dict[str, int]]],
+) -> Mapping[str, int]:
     """The change and its answer commit together under the key; a repetition gets the first answer."""
     request = {
         "operation": operation,
@@ -171,14 +196,14 @@ async def _once(
         known = await store.begin_request(db, wish.idempotency_key, request)
         if known is not None:
             return _first_answer(known, request, wish.idempotency_key)
-        count = await change(db)
-        await store.remember_answer(db, wish.idempotency_key, {"count": count})
-    return count
+        answer = await change(db)
+        await store.remember_answer(db, wish.idempotency_key, answer)
+    return answer
 
 
 def _first_answer(
     known: tuple[Mapping[str, Any], Mapping[str, Any]], request: Mapping[str, Any], key: str
-) -> int:
+) -> Mapping[str, int]:
     first, answer = known
     for field, value in request.items():
         if first[field] != value:
@@ -187,7 +212,7 @@ def _first_answer(
                 idempotency_key=key,
                 field=field,
             )
-    return int(answer["count"])
+    return answer
 
 
 async def _require_replayable(db: AsyncConnection, id: str) -> None:
@@ -216,28 +241,31 @@ def _require_few(selected: int) -> None:
         )
 
 
-async def _audit(
-    db: AsyncConnection,
-    action: str,
-    resource_type: str,
-    wish: Wish,
-    selection: Mapping[str, Any],
-    after: Mapping[str, Any],
-) -> None:
-    resource = selection.get("id") or next(iter(selection.get("ids", [])), None) or "selection"
+def _change(action: str, chosen: LetterSelection, letters: Sequence[DeadLetter], status: str) -> Change:
+    return Change(
+        action=action,
+        resource_type="webhook_dead_letter",
+        resource_id=chosen.ids[0] if len(chosen.ids) == 1 else "selection",
+        tenant_id=chosen.tenant_id or _only({letter.tenant_id for letter in letters}),
+        before={"selection": plain(chosen), "dead_letters": [_remembered(letter) for letter in letters]},
+        after={"status": status, "dead_letters": 0, "events": len(letters)},
+    )
+
+
+def _only(tenants: Set[str | None]) -> str | None:
+    """Whom all of them concern, if it is one."""
+    return next(iter(tenants)) if len(tenants) == 1 else None
+
+
+async def _audit(db: AsyncConnection, change: Change, wish: Wish) -> None:
     await record_audit(
         db,
         room="webhooks",
-        action=action,
         actor_type="operator",
         actor_id=wish.actor,
-        tenant_id=selection.get("tenant_id"),
-        resource_type=resource_type,
-        resource_id=str(resource),
-        before={"selection": dict(selection)},
-        after=after,
         reason=wish.reason,
         request_id=wish.request_id,
+        **vars(change),
     )
 
 

@@ -46,6 +46,34 @@ class EventRow:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """An event that is about to be delivered once more, as it stands."""
+
+    id: str
+    tenant_id: str | None
+    processed: bool
+    outcome: str | None
+    outcome_reason: str | None
+    retry_count: int
+
+    @property
+    def stood(self) -> str:
+        """Where it stood, for the audit log."""
+        if not self.processed:
+            return f"pending after {self.retry_count} failures"
+        return f"{self.outcome} {self.outcome_reason}"
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What came of a wish to replay."""
+
+    events: int
+    in_attempt: int
+    without_body: int
+
+
+@dataclass(frozen=True)
 class EventFilter:
     """Which events to list; what is None does not matter."""
 

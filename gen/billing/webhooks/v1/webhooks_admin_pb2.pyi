@@ -377,16 +377,24 @@ class ReplayEventsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REPLAYED_COUNT_FIELD_NUMBER: _builtins.int
+    IN_ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
+    BODY_REMOVED_COUNT_FIELD_NUMBER: _builtins.int
     replayed_count: _builtins.int
     """Events that were put back to be delivered."""
+    in_attempt_count: _builtins.int
+    """Chosen events that were left, since an attempt to deliver them was running or somebody else replayed them at once."""
+    body_removed_count: _builtins.int
+    """Chosen events that were left, since their body is past its retention."""
     def __init__(
         self,
         *,
         replayed_count: _builtins.int = ...,
+        in_attempt_count: _builtins.int = ...,
+        body_removed_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["replayed_count", b"replayed_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_removed_count", b"body_removed_count", "in_attempt_count", b"in_attempt_count", "replayed_count", b"replayed_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

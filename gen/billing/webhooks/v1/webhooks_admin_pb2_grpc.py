@@ -84,15 +84,19 @@ class WebhooksAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetEvent(self, request, context):
-        """Shows one event with its body; names, addresses, contacts and account numbers in it are redacted.
+        """Shows one event with its body. A text in it is shown only under a name known to be harmless (ids, states, codes,
+        moments, our own notes); whatever is personal or not known is redacted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReplayEvents(self, request, context):
-        """Delivers events once more: one, a range or a tenant's. Safe by construction: an event keeps its identity, so
-        whatever was applied before answers `duplicate` and changes nothing. Audited with actor and reason.
+        """Delivers events once more, in the order of their receipt: one, a range or a tenant's; all in one transaction or none.
+        Safe by construction: an event keeps its identity and its effects are keyed by what happened, so whatever was
+        applied before answers `duplicate` and changes nothing. What was `ignored` is decided anew: it mends what was
+        ignored for a cause that is gone since, and stays `ignored` otherwise. Audited with actor, reason and where each
+        event stood.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

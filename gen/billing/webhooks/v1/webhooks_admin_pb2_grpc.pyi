@@ -18,10 +18,15 @@ class WebhooksAdminServiceStub:
     ListEvents: _aio.UnaryUnaryMultiCallable[_webhooks_admin_pb2.ListEventsRequest, _webhooks_admin_pb2.ListEventsResponse]
     """Lists stored events, newest first."""
     GetEvent: _aio.UnaryUnaryMultiCallable[_webhooks_admin_pb2.GetEventRequest, _webhooks_admin_pb2.GetEventResponse]
-    """Shows one event with its body; names, addresses, contacts and account numbers in it are redacted."""
+    """Shows one event with its body. A text in it is shown only under a name known to be harmless (ids, states, codes,
+    moments, our own notes); whatever is personal or not known is redacted.
+    """
     ReplayEvents: _aio.UnaryUnaryMultiCallable[_webhooks_admin_pb2.ReplayEventsRequest, _webhooks_admin_pb2.ReplayEventsResponse]
-    """Delivers events once more: one, a range or a tenant's. Safe by construction: an event keeps its identity, so
-    whatever was applied before answers `duplicate` and changes nothing. Audited with actor and reason.
+    """Delivers events once more, in the order of their receipt: one, a range or a tenant's; all in one transaction or none.
+    Safe by construction: an event keeps its identity and its effects are keyed by what happened, so whatever was
+    applied before answers `duplicate` and changes nothing. What was `ignored` is decided anew: it mends what was
+    ignored for a cause that is gone since, and stays `ignored` otherwise. Audited with actor, reason and where each
+    event stood.
     """
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_webhooks_admin_pb2.ListDeadLettersRequest, _webhooks_admin_pb2.ListDeadLettersResponse]
     """Lists the events that were set aside and wait for a person, newest first."""
@@ -49,15 +54,20 @@ class WebhooksAdminServiceServicer:
         request: _webhooks_admin_pb2.GetEventRequest,
         context: _aio.ServicerContext[_webhooks_admin_pb2.GetEventRequest, _abc.Awaitable[_webhooks_admin_pb2.GetEventResponse]],
     ) -> _abc.Awaitable[_webhooks_admin_pb2.GetEventResponse]:
-        """Shows one event with its body; names, addresses, contacts and account numbers in it are redacted."""
+        """Shows one event with its body. A text in it is shown only under a name known to be harmless (ids, states, codes,
+        moments, our own notes); whatever is personal or not known is redacted.
+        """
 
     def ReplayEvents(
         self,
         request: _webhooks_admin_pb2.ReplayEventsRequest,
         context: _aio.ServicerContext[_webhooks_admin_pb2.ReplayEventsRequest, _abc.Awaitable[_webhooks_admin_pb2.ReplayEventsResponse]],
     ) -> _abc.Awaitable[_webhooks_admin_pb2.ReplayEventsResponse]:
-        """Delivers events once more: one, a range or a tenant's. Safe by construction: an event keeps its identity, so
-        whatever was applied before answers `duplicate` and changes nothing. Audited with actor and reason.
+        """Delivers events once more, in the order of their receipt: one, a range or a tenant's; all in one transaction or none.
+        Safe by construction: an event keeps its identity and its effects are keyed by what happened, so whatever was
+        applied before answers `duplicate` and changes nothing. What was `ignored` is decided anew: it mends what was
+        ignored for a cause that is gone since, and stays `ignored` otherwise. Audited with actor, reason and where each
+        event stood.
         """
 
     def ListDeadLetters(
