@@ -5,17 +5,25 @@ Sources: PCI DSS 4.0.1, 3.3.1 (what may never be kept after authorisation) and I
 
 import re
 
-# By name, whatever they hold. Compared without case, `_`, `-` and blanks.
+# What stands in the place of such a value once it was taken out.
+MASK = "[masked]"
+
+# By name, whatever they hold. Compared without case and punctuation: `card[number]`, `Card-Number`, `cardNumber`.
 _FORBIDDEN_NAMES = frozenset({
-    "cardnumber", "accountnumber", "primaryaccountnumber", "pan", "cvv", "cvv2", "cvc", "cvc2", "csc",
-    "securitycode", "pinblock", "cardpin", "track1", "track2", "trackdata", "track1data", "track2data",
-    "magstripe",
-    "password", "passwd", "otp", "secret", "clientsecret", "keysecret", "webhooksecret", "apisecret", "apikey",
-    "accesstoken", "refreshtoken", "privatekey", "authorization",
+    "cardnumber", "cardno", "accountnumber", "primaryaccountnumber", "pan",
+    "cvv", "cvv2", "cvvcode", "cvc", "cvc2", "cvccode", "csc", "cardcvv", "cardcvc", "cvn", "cav2",
+    "securitycode", "cardsecuritycode", "pinblock", "cardpin", "atmpin", "upipin", "mpin",
+    "track1", "track2", "track3", "trackdata", "track1data", "track2data", "track3data",
+    "magstripe", "magneticstripe", "magstripedata",
+    "password", "passwd", "passphrase", "otp", "secret", "clientsecret", "keysecret", "webhooksecret",
+    "apisecret", "secretkey", "apikey", "accesskey", "accesstoken", "refreshtoken", "bearertoken", "authtoken",
+    "privatekey", "signingkey", "authorization", "cookie", "gatewaykey", "xgatewaykey",
 })  # fmt: skip
 # These names also occur without card data: forbidden when they hold at least so many digits.
 _AMBIGUOUS_NAMES = {"number": 12, "track": 12, "pin": 4}
-_SEPARATORS = str.maketrans("", "", " -")
+# Blanks and dashes as people, telephones and word processors set them.
+_SPACING = " \u00a0\u2007\u2009\u202f-\u2010\u2011\u2012\u2013\u2014\u2212"
+_SEPARATORS = str.maketrans("", "", _SPACING)
 # The beginnings and lengths that schemes issue, so that moments in milliseconds and numeric ids of our days are none.
 _DIGITS = re.compile(
     r"2[2-7][0-9]{14}"  # Mastercard
@@ -27,9 +35,10 @@ _DIGITS = re.compile(
 )
 # As it stands on the card, between other words.
 _GROUPED = re.compile(
-    r"(?<![0-9A-Za-z])[2-68][0-9]{3}([ -])"
+    rf"(?<![0-9A-Za-z])[2-68][0-9]{{3}}([{re.escape(_SPACING)}./_])"
     r"(?:[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{1,3})?|[0-9]{6}\1[0-9]{4,5})(?![0-9A-Za-z])"
 )
+_SMALLEST, _BEYOND = 10**12, 10**19
 _LONGEST = 37  # nineteen digits with a separator between any two
 
 
@@ -64,12 +73,17 @@ def looks_like_card(text: str) -> bool:
     return _DIGITS.fullmatch(digits) is not None and has_check_digit(digits)
 
 
+def number_is_card(number: float) -> bool:
+    """Whether a number, as JSON has them, is a card's; no amount, count or moment of ours is that large."""
+    return _SMALLEST <= number < _BEYOND and number == int(number) and looks_like_card(str(int(number)))
+
+
 def has_check_digit(text: str) -> bool:
     """Luhn's rule over the digits of a text."""
-    digits = [int(digit) for digit in text if digit not in " -"]
+    digits = [int(digit) for digit in text if digit in "0123456789"]
     doubled = (sum(divmod(digit * 2, 10)) for digit in digits[-2::-2])
     return sum(digits[-1::-2], sum(doubled)) % 10 == 0
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[_\s-]", "", name).lower()
+    return re.sub(r"[\W_]", "", name).lower()

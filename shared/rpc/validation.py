@@ -15,7 +15,8 @@ from shared import errors, sensitive
 _validator = protovalidate.Validator()
 
 _SUBSCRIPT_CHARACTERS_MAX = 40
-_MANY_DIGITS = re.compile(rb"[0-9](?:[ -]?[0-9]){12}")
+# With whatever stands between digits, in as many bytes as a blank or a dash takes.
+_MANY_DIGITS = re.compile(rb"[0-9](?:[^0-9A-Za-z]{0,3}[0-9]){12}")
 _IDENTIFIER = re.compile(r"(^|_)(ids?|key|token|sha256|signature|reference)$")
 _NEVER_KEPT = "holds a card number or a secret, which is never taken in: leave it out"
 
@@ -84,9 +85,10 @@ def _forbidden_in_map(named: Mapping[Any, Any], path: str) -> Iterator[tuple[str
     for key, content in named.items():
         if isinstance(key, str) and sensitive.holds_card(key):
             yield f"{path}[…]", _NEVER_KEPT
+        # What was masked by whoever took it in is fit to be passed on.
         elif isinstance(content, str) and (
             sensitive.holds_card(content)
-            or (isinstance(key, str) and content and sensitive.is_never_kept(key))
+            or (isinstance(key, str) and content not in ("", sensitive.MASK) and sensitive.is_never_kept(key))
         ):
             yield f"{path}[{_short(str(key))}]", _NEVER_KEPT
 
@@ -145,6 +147,8 @@ def _path(violation: Any) -> str:
 
 
 def _short(subscript: str) -> str:
+    if sensitive.holds_card(subscript.replace("\0", "")):
+        return "…"
     if len(subscript) <= _SUBSCRIPT_CHARACTERS_MAX:
         return subscript
     return subscript[: _SUBSCRIPT_CHARACTERS_MAX - 1] + "…"
