@@ -23,6 +23,7 @@ async def run(settings: WebhooksSettings) -> None:
                 listener,
                 receive_seconds=settings.webhooks_receive_seconds,
                 connections_max=settings.webhooks_connections_max,
+                on_closed=room.metrics.connection_closed,
             )
 
         await serve(

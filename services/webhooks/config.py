@@ -18,6 +18,8 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode
 
+from services.webhooks.rules import addresses
+from services.webhooks.rules.addresses import Network
 from services.webhooks.rules.delivery import Patience
 from services.webhooks.rules.health import BusinessHours
 from services.webhooks.rules.inbox import Endpoint
@@ -91,7 +93,16 @@ class WebhooksSettings(RoomSettings):
 
     webhooks_body_bytes_max: int = Field(default=1 << 20, ge=1024)
     webhooks_receive_seconds: float = Field(default=5.0, gt=0, description="for one whole request")
-    webhooks_connections_max: int = Field(default=2048, ge=16)
+    webhooks_connections_max: int = Field(
+        default=2048, ge=16, description="beyond it, whoever has kept us waiting longest is dropped"
+    )
+    webhooks_trusted_proxies: str = Field(
+        default="",
+        description="comma-separated addresses and networks whose X-Forwarded-For is believed; default none",
+    )
+    webhooks_unsigned_per_15_minutes: int = Field(
+        default=5, ge=0, description="deliveries without a valid signature from one address; 0: no limit"
+    )
 
     webhooks_delivery_concurrency: int = Field(default=8, ge=1, le=64)
     webhooks_delivery_poll_seconds: float = Field(default=1.0, gt=0)
@@ -115,6 +126,12 @@ class WebhooksSettings(RoomSettings):
     )
     webhooks_admin_request_retention_days: int = Field(default=30, ge=1)
     webhooks_signature_failure_retention_days: int = Field(default=90, ge=1, description="of this room's own")
+
+    @field_validator("webhooks_trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: str) -> str:
+        addresses.networks(value)
+        return value
 
     @field_validator("razorpay_webhook_secret_previous", mode="before")
     @classmethod
@@ -154,6 +171,10 @@ class WebhooksSettings(RoomSettings):
     def endpoints(self) -> list[Endpoint]:
         """Every address that a provider may post to."""
         return _endpoints(dict(self), self.webhooks_endpoints)
+
+    def trusted_proxies(self) -> tuple[Network, ...]:
+        """Whose word on where a request comes from is believed."""
+        return addresses.networks(self.webhooks_trusted_proxies)
 
     def patience(self) -> Patience:
         """How long and how often an event is tried."""

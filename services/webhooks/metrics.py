@@ -26,6 +26,12 @@ class Metrics:
             ["provider", "endpoint", "secret"],
             registry=self._registry,
         )
+        self.connections_closed = Counter(
+            "billing_webhook_connections_closed",
+            "Connections that the ingress ended before a request was whole or its answer read, by the reason",
+            ["reason"],
+            registry=self._registry,
+        )
         self.accept_seconds = Histogram(
             "billing_webhook_accept_seconds",
             "From the first byte of the body to the answer",
@@ -58,6 +64,10 @@ class Metrics:
     def delivered(self, result: str) -> None:
         """Counts one attempt."""
         self.deliveries.labels(result=result).inc()
+
+    def connection_closed(self, reason: str) -> None:
+        """Counts one connection that was ended."""
+        self.connections_closed.labels(reason=reason).inc()
 
     def text(self) -> bytes:
         """Everything, in Prometheus' text format."""

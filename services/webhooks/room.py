@@ -16,12 +16,14 @@ from services.webhooks.clients import PaymentEvents
 from services.webhooks.config import WebhooksSettings
 from services.webhooks.failures import FailureLog
 from services.webhooks.http.app import Ingress
+from services.webhooks.http.strangers import Strangers
 from services.webhooks.inbox import Inbox
 from services.webhooks.loop import DeliveryLoop
 from services.webhooks.metrics import Metrics
 from services.webhooks.rpc import WebhooksAdminService, WebhooksMaintenanceService
 from shared import clock
 from shared.database import create_engine
+from shared.ops.limits import Limiter
 from shared.rpc.client import open_channel
 from shared.rpc.server import Audience, Door
 
@@ -35,6 +37,7 @@ class Room:
     doors: list[Door]
     loop: DeliveryLoop
     courier: Courier
+    metrics: Metrics
 
 
 @asynccontextmanager
@@ -66,6 +69,10 @@ async def open_room(settings: WebhooksSettings) -> AsyncIterator[Room]:
         settings.endpoints(),
         inbox=inbox,
         failures=failures,
+        strangers=Strangers(
+            Limiter(engine, "webhooks"), per_15_minutes=settings.webhooks_unsigned_per_15_minutes
+        ),
+        trusted_proxies=settings.trusted_proxies(),
         watchman=Watchman(engine, clock.now),
         metrics=metrics,
         clock=clock.now,
@@ -73,7 +80,7 @@ async def open_room(settings: WebhooksSettings) -> AsyncIterator[Room]:
         receive_seconds=settings.webhooks_receive_seconds,
     )
     try:
-        yield Room(engine, ingress.app(), _doors(settings, engine, courier, loop), loop, courier)
+        yield Room(engine, ingress.app(), _doors(settings, engine, courier, loop), loop, courier, metrics)
     finally:
         await inbox.close()
         await failures.close()

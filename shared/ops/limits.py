@@ -99,13 +99,20 @@ class Limiter:
                 limit=str(limit),
             )
 
+    def remembered(self, key: str) -> float:
+        """The seconds that a key must still wait as far as this process knows; 0.0: only the database can tell."""
+        until = self._refused_until.get(key)
+        if until is None:
+            return 0.0
+        if (left := until - time.monotonic()) > 0:
+            return float(max(1, math.ceil(left)))
+        del self._refused_until[key]
+        return 0.0
+
     async def take(self, key: str, limit: Limit) -> float:
         """0.0: go on. Else the seconds to wait, at least one. While the database is away everything goes on."""
-        until = self._refused_until.get(key)
-        if until is not None:
-            if (left := until - time.monotonic()) > 0:
-                return float(max(1, math.ceil(left)))
-            del self._refused_until[key]
+        if left := self.remembered(key):
+            return left
         try:
             async with transaction(self._engine) as db:
                 wait = await take(db, room=self._room, key=key, limit=limit)

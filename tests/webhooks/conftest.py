@@ -18,7 +18,7 @@ async def db(database: Any) -> AsyncIterator[psycopg.AsyncConnection]:
     """The administrator's connection, to look and to stage."""
     async with await psycopg.AsyncConnection.connect(database.admin_url, autocommit=True) as connection:
         await connection.execute("SET search_path = webhooks, ops")
-        await connection.execute(f"TRUNCATE {OURS}, billing_signature_failures")
+        await connection.execute(f"TRUNCATE {OURS}, billing_signature_failures, rate_limit_buckets")
         yield connection
 
 

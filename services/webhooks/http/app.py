@@ -1,5 +1,6 @@
 """Routes: a provider's deliveries, health and metrics."""
 
+import asyncio
 import hashlib
 import re
 import time
@@ -15,10 +16,13 @@ from services.webhooks.actions import accept
 from services.webhooks.actions.watch import Watchman
 from services.webhooks.errors import NotStored
 from services.webhooks.failures import FailureLog
-from services.webhooks.http.body import Budget, Crowded, Gone, TooLarge, TooSlow, read_body
+from services.webhooks.http.body import Budget, Crowded, Gone, Share, TooLarge, TooSlow, read_body
+from services.webhooks.http.strangers import Strangers
 from services.webhooks.inbox import Inbox
 from services.webhooks.metrics import Metrics
-from services.webhooks.rules.inbox import Endpoint, SignatureFailure
+from services.webhooks.rules import addresses
+from services.webhooks.rules.addresses import Address, Network
+from services.webhooks.rules.inbox import LARGE_BYTES, Endpoint, SignatureFailure
 from services.webhooks.rules.providers import PROVIDERS
 from shared import logs
 from shared.clock import Clock
@@ -30,8 +34,8 @@ _log = logs.get_logger()
 
 
 class Ingress:
-    """Answers 200 for what is on disk, 401 for what is not signed, 413 for what is too large, 503 for what was not
-    stored; nothing in a header or a body makes it answer anything else."""
+    """Answers 200 for what is on disk, 401 for what is not signed (429 when one address sends too much of it), 413 for
+    what is too large, 503 for what was not stored; nothing in a header or a body makes it answer any other 5xx."""
 
     def __init__(
         self,
@@ -39,6 +43,8 @@ class Ingress:
         *,
         inbox: Inbox,
         failures: FailureLog,
+        strangers: Strangers,
+        trusted_proxies: Sequence[Network],
         watchman: Watchman,
         metrics: Metrics,
         clock: Clock,
@@ -48,6 +54,8 @@ class Ingress:
         self._endpoints = {(end.provider, end.path): end for end in endpoints}
         self._inbox = inbox
         self._failures = failures
+        self._strangers = strangers
+        self._trusted_proxies = trusted_proxies
         self._watchman = watchman
         self._metrics = metrics
         self._clock = clock
@@ -57,15 +65,19 @@ class Ingress:
 
     def app(self) -> Starlette:
         """The ASGI application."""
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route("/webhooks/{provider}", self._webhook, methods=["POST"]),
+                Route("/webhooks/{provider}/", self._webhook, methods=["POST"]),
                 Route("/webhooks/{provider}/{endpoint}", self._webhook, methods=["POST"]),
                 Route("/healthz", self._health, methods=["GET"]),
                 Route("/metrics", self._scrape, methods=["GET"]),
             ],
             exception_handlers={HTTPException: _http_error},
         )
+        # It would send people to wherever the Host header says, and fail on one that is none.
+        app.router.redirect_slashes = False
+        return app
 
     async def _webhook(self, request: Request) -> Response:
         endpoint = self._endpoint(request)
@@ -73,7 +85,8 @@ class Ingress:
             return _error(404, "UNKNOWN_PROVIDER", "no such provider", _CLOSE)
         logs.request_id.set(logs.new_request_id())
         started_at = time.monotonic()
-        result, response = await self._take_in(request, endpoint)
+        with self._budget.share() as share:
+            result, response = await self._answer(request, endpoint, share)
         self._metrics.requests.labels(provider=endpoint.provider, result=result).inc()
         self._metrics.accept_seconds.observe(time.monotonic() - started_at)
         # What anybody can cause without a signature is counted, not logged: logs fill disks too.
@@ -87,60 +100,72 @@ class Ingress:
         # its own, a body repeated under ever new paths would never be a duplicate.
         return self._endpoints.get((provider, path)) or self._endpoints.get((provider, ""))
 
-    async def _take_in(self, request: Request, endpoint: Endpoint) -> tuple[str, Response]:
+    async def _answer(self, request: Request, endpoint: Endpoint, share: Share) -> tuple[str, Response]:
         try:
             body = await read_body(
-                request, self._budget, bytes_max=self._body_bytes_max, seconds=self._receive_seconds
+                request, share, bytes_max=self._body_bytes_max, seconds=self._receive_seconds
             )
         except TooLarge:
-            return "too_large", _error(
-                413, "BODY_TOO_LARGE", f"the limit is {self._body_bytes_max} bytes", _CLOSE
-            )
+            message = f"the limit is {self._body_bytes_max} bytes"
+            return "too_large", _error(413, "BODY_TOO_LARGE", message, _CLOSE)
         except TooSlow:
             return "too_slow", _error(408, "BODY_TOO_SLOW", "the body did not arrive in time", _CLOSE)
         except Gone:
             return "gone", _error(400, "INCOMPLETE", "the body ended early", _CLOSE)
         except Crowded:
             return "crowded", _not_stored()
-        headers = request.headers.raw
-        now = self._clock()
-        signed_with = await accept.verify(endpoint, headers, body, now)
-        if signed_with is None:
-            self._refused(request, endpoint, body)
-            return "bad_signature", _error(401, "INVALID_SIGNATURE", "the signature does not match the body")
-        self._metrics.signed.labels(
-            provider=endpoint.provider, endpoint=endpoint.path, secret=signed_with
-        ).inc()
         try:
-            new = await accept.receive(
-                self._inbox,
-                endpoint,
-                headers,
-                body,
-                signed_with,
-                received_at=now,
-                request_id=logs.request_id.get(),
-            )
+            return await self._take_in(request, endpoint, body)
         except Exception as error:
             # Whatever it was, it is not surely on disk, so the provider must send it again. Its text may quote the
             # body, so it is not logged.
             if not isinstance(error, NotStored):
                 _log.error("webhook_failed", error_type=type(error).__name__)
             return "not_stored", _not_stored()
+
+    async def _take_in(self, request: Request, endpoint: Endpoint, body: bytes) -> tuple[str, Response]:
+        headers = request.headers.raw
+        now = self._clock()
+        # Before any limit: what a provider signed is never refused for what others send from the same address.
+        signed_with = await accept.verify(endpoint, headers, body, now)
+        if signed_with is None:
+            return await self._refuse(request, endpoint, body)
+        self._metrics.signed.labels(
+            provider=endpoint.provider, endpoint=endpoint.path, secret=signed_with
+        ).inc()
+        new = await accept.receive(
+            self._inbox,
+            endpoint,
+            headers,
+            body,
+            signed_with,
+            received_at=now,
+            request_id=logs.request_id.get(),
+        )
         return ("stored" if new else "duplicate"), JSONResponse({"status": "stored" if new else "duplicate"})
 
-    def _refused(self, request: Request, endpoint: Endpoint, body: bytes) -> None:
+    async def _refuse(self, request: Request, endpoint: Endpoint, body: bytes) -> tuple[str, Response]:
         self._metrics.signature_failures.labels(provider=endpoint.provider).inc()
+        address = self._sender(request)
         claimed = PROVIDERS[endpoint.provider].event_id(request.headers.raw)
         self._failures.record(
             SignatureFailure(
                 endpoint="webhook",
                 tenant_id=None,  # the body may name one, but nobody signed it
-                remote_ip=request.client.host if request.client else None,
+                remote_ip=str(address) if address else None,
                 user_agent=_UNPRINTABLE.sub("?", request.headers.get("user-agent", ""))[:200] or None,
-                payload_id=claimed or f"sha256:{hashlib.sha256(body).hexdigest()[:16]}",
+                payload_id=claimed or f"sha256:{await _digest(body)}",
             )
         )
+        if wait := await self._strangers.wait_seconds(address):
+            message = "too many deliveries without a valid signature"
+            return "rate_limited", _error(429, "RATE_LIMITED", message, {"retry-after": str(wait)})
+        return "bad_signature", _error(401, "INVALID_SIGNATURE", "the signature does not match the body")
+
+    def _sender(self, request: Request) -> Address | None:
+        peer = request.client.host if request.client else None
+        forwarded = [value for name, value in request.headers.raw if name == b"x-forwarded-for"]
+        return addresses.sender(peer, forwarded, self._trusted_proxies)
 
     async def _health(self, _request: Request) -> Response:
         if await self._watchman.database_answers():
@@ -150,6 +175,13 @@ class Ingress:
     async def _scrape(self, _request: Request) -> Response:
         await self._watchman.refresh(self._metrics)
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _digest(body: bytes) -> str:
+    digest = (
+        await asyncio.to_thread(hashlib.sha256, body) if len(body) > LARGE_BYTES else hashlib.sha256(body)
+    )
+    return digest.hexdigest()[:16]
 
 
 def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:

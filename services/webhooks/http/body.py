@@ -1,6 +1,8 @@
 """Reading a request's body: so many bytes, so many seconds, and not one more."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -33,18 +35,36 @@ class Budget:
     def __init__(self, bytes_max: int = 64 << 20) -> None:
         self._left = bytes_max
 
+    @contextmanager
+    def share(self) -> Iterator["Share"]:
+        """What one request takes of it, until it is answered: a body that waits to be stored is in memory, too."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            share.grow_to(0)
+
     def take(self, size: int) -> None:
-        """Reserves memory, or raises Crowded."""
+        """Reserves memory, or raises Crowded; a negative size gives it back."""
         if size > self._left:
             raise Crowded
         self._left -= size
 
-    def give(self, size: int) -> None:
-        """Returns what was reserved."""
-        self._left += size
+
+class Share:
+    """One request's part of the budget."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._taken = 0
+
+    def grow_to(self, size: int) -> None:
+        """Holds so much, or raises Crowded."""
+        self._budget.take(size - self._taken)
+        self._taken = size
 
 
-async def read_body(request: Request, budget: Budget, *, bytes_max: int, seconds: float) -> bytes:
+async def read_body(request: Request, share: Share, *, bytes_max: int, seconds: float) -> bytes:
     """The raw bytes as they came. What `Content-Length` says only helps to refuse early."""
     declared = _declared(request)
     early = declared > bytes_max + _READ_AND_DROP_BYTES or (
@@ -52,26 +72,23 @@ async def read_body(request: Request, budget: Budget, *, bytes_max: int, seconds
     )
     if early:
         raise TooLarge
-    body, received, reserved = bytearray(), 0, 0
+    body, received = bytearray(), 0
     try:
         async with asyncio.timeout(seconds):
             async for chunk in request.stream():
                 received += len(chunk)
                 if received <= bytes_max:
-                    needed = max(0, received - _FREE_BYTES)
-                    budget.take(needed - reserved)
-                    reserved = needed
+                    share.grow_to(max(0, received - _FREE_BYTES))
                     body += chunk
                 else:
                     body.clear()
+                    share.grow_to(0)
                     if received > bytes_max + _READ_AND_DROP_BYTES:
                         break
     except TimeoutError:
         raise (TooLarge if received > bytes_max else TooSlow) from None
     except ClientDisconnect:
         raise Gone from None
-    finally:
-        budget.give(reserved)
     if received > bytes_max:
         raise TooLarge
     return bytes(body)

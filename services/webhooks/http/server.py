@@ -3,75 +3,29 @@
 import asyncio
 import contextlib
 import functools
+import resource
 import socket
-from collections.abc import Iterator
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from services.webhooks.http.crowd import Crowd
+from services.webhooks.http.protocol import PatientProtocol
 from shared import logs
 
-# What a whole set of headers may weigh; uvicorn's parser has no limit of its own.
-_HEADER_BYTES_MAX = 32 << 10
 _STOP_SECONDS = 5
+# How often somebody looks after the clock of each connection.
+_LOOK_SECONDS = 0.25
+# Nobody needs more to send a delivery or to read its answer: the kernel keeps so much for each connection.
+_RECEIVE_BUFFER_BYTES = 128 << 10
+_SEND_BUFFER_BYTES = 64 << 10
+_BACKLOG = 1024
+# Files and sockets that are no connections of strangers: the database's, gRPC's, and a burst that is still to be dropped.
+_OTHER_DESCRIPTORS = 256 + _BACKLOG
 
 _log = logs.get_logger()
-
-
-class PatientProtocol(HttpToolsProtocol):
-    """Closes connections that take longer than allowed for a whole request, or send endless headers."""
-
-    def __init__(self, *args: Any, receive_seconds: float, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._receive_seconds = receive_seconds
-        self._deadline: asyncio.TimerHandle | None = None
-        self._header_bytes: int | None = 0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._start_deadline()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_deadline()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        if self._header_bytes is not None:
-            self._header_bytes += len(data)
-        super().data_received(data)
-        # Counted after parsing: a body that came with its headers has ended the count already.
-        if self._header_bytes is not None and self._header_bytes > _HEADER_BYTES_MAX:
-            self._close()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._header_bytes = 0 if self._header_bytes is None else self._header_bytes
-        if self._deadline is None:
-            self._start_deadline()
-
-    def on_headers_complete(self) -> None:
-        self._header_bytes = None
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        self._stop_deadline()
-        super().on_message_complete()
-
-    def _start_deadline(self) -> None:
-        # A little later than the one for the body, which still answers 408.
-        self._deadline = self.loop.call_later(self._receive_seconds + 0.5, self._close)
-
-    def _stop_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _close(self) -> None:
-        self._deadline = None
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -87,22 +41,61 @@ def bind(listen: str) -> socket.socket:
     host = host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, int(port)), family=family, backlog=1024)
+        listener = socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise SystemExit(f"WEBHOOKS_HTTP_LISTEN: {listen}: {error.strerror}") from error
-    # Inherited by connections. Without it an answer, written in two pieces, waits 40 ms for the sender's ACK.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # All of them are inherited by connections. Without the first an answer, written in two pieces, waits 40 ms for the
+    # sender's ACK.
+    options = [
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES),
+        (socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    ]
+    if sys.platform == "linux":
+        # Who vanished is found out, and what was written to him is not kept for a quarter of an hour.
+        options += [
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+            (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000),
+        ]
+    for option in options:
+        listener.setsockopt(*option)
     return listener
 
 
+def connections_allowed(connections_max: int) -> int:
+    """So many connections as wished for, or as the process may have descriptors for; it takes all that it may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wished = min(hard, 1 << 20) if hard != resource.RLIM_INFINITY else 1 << 20
+    if soft != resource.RLIM_INFINITY and soft < wished:
+        # Some systems have a lower limit than the one they name.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wished, hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= connections_max + _OTHER_DESCRIPTORS:
+        return connections_max
+    allowed = max(16, min(connections_max, soft - _OTHER_DESCRIPTORS, soft // 2))
+    _log.warning("few_descriptors", limit=soft, connections_max=allowed)
+    return allowed
+
+
 async def serve_http(
-    app: Starlette, listener: socket.socket, *, receive_seconds: float, connections_max: int
+    app: Starlette,
+    listener: socket.socket,
+    *,
+    receive_seconds: float,
+    connections_max: int,
+    on_closed: Callable[[str], None] = lambda _reason: None,
 ) -> None:
     """Serves until cancelled, then answers what was received and closes."""
+    crowd = Crowd(connections_allowed(connections_max), on_closed)
+    protocol = functools.partial(PatientProtocol, crowd=crowd, receive_seconds=receive_seconds)
     server = _Server(
         uvicorn.Config(
             app,
-            http=functools.partial(PatientProtocol, receive_seconds=receive_seconds),  # type: ignore[arg-type]
+            http=protocol,  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,
@@ -111,12 +104,12 @@ async def serve_http(
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=connections_max,
-            backlog=1024,
+            backlog=_BACKLOG,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=_STOP_SECONDS,
         )
     )
+    watching = asyncio.create_task(crowd.watch(min(_LOOK_SECONDS, receive_seconds / 4)), name="crowd")
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="uvicorn")
     host, port = listener.getsockname()[:2]
     _log.info("serving_http", address=f"{host}:{port}")
@@ -126,3 +119,5 @@ async def serve_http(
         server.should_exit = True
         await serving
         raise
+    finally:
+        watching.cancel()
