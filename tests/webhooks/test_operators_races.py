@@ -14,7 +14,7 @@ from shared.errors import FailedPrecondition, NotFound, Unavailable
 from tests.webhooks.conftest import Start
 from tests.webhooks.harness import Running, charged, eventually, sample
 
-WHO = {"actor": "asha@example.com", "reason": "ticket 8841"}
+WHO: dict[str, Any] = {"actor": "asha@example.com", "reason": "ticket 8841"}
 AUDIT = "SELECT * FROM billing_audit_log WHERE room = 'webhooks' AND tenant_id = %s ORDER BY created_at"
 MANY = """
     INSERT INTO webhook_events (id, provider, account_id, mode, event_type, tenant_id, body, body_sha256, request_id,
