@@ -3,7 +3,9 @@
 import contextvars
 import json
 import logging
+import re
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping
@@ -52,6 +54,9 @@ def configure(room: str, level: str = "info") -> None:
     handler.setFormatter(_LibraryLine(room))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     sys.excepthook = _tell_the_end
+    # Python's own would print what the exceptions say.
+    sys.unraisablehook = lambda told: get_logger().error("unraisable", exc_info=told.exc_value)
+    threading.excepthook = lambda told: get_logger().error("thread_crashed", exc_info=told.exc_value)
 
 
 def access(method: str, milliseconds: float) -> None:
@@ -98,9 +103,12 @@ class _LibraryLine(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         error = record.exc_info[1] if record.exc_info else None
-        # Not what its arguments come to, nor what follows its first line: asyncio shows whole exceptions there.
+        # Not what its arguments come to, nor what follows its first line or a bracket: asyncio shows exceptions there,
+        # and what callbacks were given.
         said = (
-            str(record.msg).partition("\n")[0] if isinstance(record.msg, str) else type(record.msg).__name__
+            re.split(r"[\n<({\[]", record.msg, maxsplit=1)[0].rstrip()
+            if isinstance(record.msg, str)
+            else type(record.msg).__name__
         )
         line = {"room": self._room, "event": said, "logger": record.name, "level": record.levelname.lower()}
         line["at"] = datetime.fromtimestamp(record.created, UTC).isoformat()

@@ -29,10 +29,14 @@ def address(text: str | None) -> str | None:
 
 def agent(text: str | None) -> str | None:
     """What a client calls itself."""
-    plain = _UNPRINTABLE.sub("?", (text or "")[:_READ_MAX])
-    plain = _CREDENTIALS.sub(rf"\1 {MASK}", plain)
+    return words(_UNPRINTABLE.sub("?", (text or "")[:_READ_MAX]))[:AGENT_MAX].strip() or None
+
+
+def words(text: str) -> str:
+    """What a stranger says in whole sentences, such as a provider's reason to refuse."""
+    plain = _CREDENTIALS.sub(rf"\1 {MASK}", text[:_READ_MAX])
     plain = _PAIR.sub(lambda found: f"{found[1]}{found[2]}{MASK}" if _is_secret(found) else found[0], plain)
-    return _LONG_NUMBER.sub(MASK, plain)[:AGENT_MAX].strip() or None
+    return _LONG_NUMBER.sub(MASK, plain)
 
 
 def identifier(text: str | None) -> str | None:

@@ -31,6 +31,7 @@ Headers: TypeAlias = dict[str, str | bytes]
 _OPEN = "grpc.health.v1.Health"
 _REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_METHOD = re.compile(r"[A-Za-z]{1,64}")
 _MILLISECONDS = re.compile(r"[0-9]{1,15}")
 # Python's gRPC reports "no deadline" as some 292 years.
 _NO_DEADLINE_SECONDS = 3600 * 24 * 365
@@ -75,7 +76,7 @@ class Gate(grpc.aio.ServerInterceptor):
         try:
             self._admit(service, _headers(handler_call_details.invocation_metadata))
         except errors.BillingError as refusal:
-            _log.warning("rpc", method=method, code=refusal.code, reason=refusal.reason)
+            _log.warning("rpc", method=self._known(method), code=refusal.code, reason=refusal.reason)
             return self._refuse(refusal)
         if (wrapped := self._wrapped.get(method)) is not None:
             return wrapped
@@ -84,6 +85,12 @@ class Gate(grpc.aio.ServerInterceptor):
             return None  # gRPC then answers UNIMPLEMENTED; callers make such names up, so none is kept
         wrapped = self._wrapped[method] = self._wrap(method, handler)
         return wrapped
+
+    def _known(self, method: str) -> str | None:
+        """The method if it can be one of ours: strangers make names up, and none of theirs is worth a line."""
+        service, _, name = method.lstrip("/").rpartition("/")
+        served = service in self._audiences or service in _REFLECTION
+        return method if served and _METHOD.fullmatch(name) else None
 
     def _admit(self, service: str, headers: Headers) -> Caller:
         caller = self._keyring.caller(headers.get(context.KEY_HEADER))

@@ -48,7 +48,9 @@ class Razorpay:
         self.key_id = key_id
         self.key_secret = key_secret
         self._sdk = razorpay.Client(
-            session=Session(threads=THREADS), auth=(key_id, key_secret), base_url=api_url.rstrip("/")
+            session=Session(threads=THREADS, secret=key_secret),
+            auth=(key_id, key_secret),
+            base_url=api_url.rstrip("/"),
         )
         self._sdk.cert_path = certifi.where()
         self._sdk.set_app_details({"title": "billing-suite"})

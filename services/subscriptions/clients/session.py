@@ -10,6 +10,8 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import NewConnectionError
 
+from shared.ops import strangers
+
 CONNECT_TIMEOUT_SECONDS = 3.0
 READ_TIMEOUT_SECONDS = 10.0
 
@@ -56,9 +58,10 @@ class NotSent(NoAnswer):
 class Session(requests.Session):
     """Bounded in time, confined to one host, with typed errors."""
 
-    def __init__(self, *, threads: int) -> None:
+    def __init__(self, *, threads: int, secret: str = "") -> None:
         super().__init__()
         self.trust_env = False
+        self._secret = secret
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=threads, max_retries=0)
         self.mount("https://", adapter)
         self.mount("http://", adapter)
@@ -76,7 +79,7 @@ class Session(requests.Session):
                 raise NotSent(type(error).__name__) from error
             raise NoAnswer(type(error).__name__) from error
         if not 200 <= response.status_code < 300:
-            raise _api_error(response)
+            raise _api_error(response, self._secret)
         try:
             response.json()
         except ValueError as error:
@@ -90,7 +93,7 @@ def _refused(error: requests.RequestException) -> bool:
     return isinstance(reason, NewConnectionError)
 
 
-def _api_error(response: requests.Response) -> ApiError:
+def _api_error(response: requests.Response, secret: str) -> ApiError:
     try:
         body = response.json()
     except ValueError:
@@ -98,8 +101,9 @@ def _api_error(response: requests.Response) -> ApiError:
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict):
         return ApiError(response.status_code)
+    # These words reach callers, rows and logs.
     words = {
-        name: value
+        name: strangers.words(value.replace(secret, strangers.MASK) if secret else value)
         for name in ("code", "description", "field", "reason")
         if isinstance(value := error.get(name), str) and value != "NA"
     }
