@@ -43,9 +43,11 @@ class Process:
         )
         self._reader = asyncio.create_task(self._read())
         if wait:
-            await eventually(self.healthy, seconds=15)
+            await eventually(self.healthy, seconds=40)
 
     async def healthy(self) -> bool:
+        assert self.running is not None
+        assert self.running.returncode is None, f"it ended by itself:\n{self.log.decode()[-3000:]}"
         async with httpx.AsyncClient() as http:
             try:
                 return (await http.get(f"{self.url}/healthz")).status_code == 200

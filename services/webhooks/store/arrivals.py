@@ -5,8 +5,10 @@ took more processor time than everything else that taking a delivery in takes.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -26,10 +28,31 @@ _ARRAYS = ", ".join(f"%({name})s::{_TYPES.get(name, 'text')}[]" for name in _TEX
 _INSERT = f"""
     INSERT INTO webhook_events ({_COLUMNS}, body)
     SELECT {_COLUMNS}, substr(%(bodies)s::bytea, starts_at, size)
-    FROM unnest({_ARRAYS}, %(starts_at)s::integer[], %(size)s::integer[]) AS arrived ({_COLUMNS}, starts_at, size)
+    FROM unnest({_ARRAYS}, %(starts_at)s::integer[], %(size)s::integer[]) AS arrived ({_COLUMNS}, starts_at, size),
+        (SELECT set_config('lock_timeout', %(lock_timeout)s::text, true)) AS patience
     ON CONFLICT ON CONSTRAINT webhook_events_identity DO NOTHING
     RETURNING id
 """
+# A plain read: unlike the insert it waits for nobody who is just writing to the same row.
+_KNOWN = """
+    SELECT arrived.id FROM unnest(%(id)s::text[], %(provider)s::text[], %(account_id)s::text[], %(mode)s::text[],
+        %(body_sha256)s::text[]) AS arrived (id, provider, account_id, mode, body_sha256)
+    JOIN webhook_events USING (provider, account_id, mode, body_sha256)
+"""
+
+
+# Whoever brings what another process is just storing waits for its end, and a frozen one does not end for a while.
+_GROUP_WAITS = "1s"
+_ONE_WAITS = "100ms"
+_ONE_BY_ONE_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What became of a group; what is in neither was there before."""
+
+    stored: set[str]
+    refused: set[str]
 
 
 class Writer:
@@ -38,15 +61,45 @@ class Writer:
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
         self._connection = connection
 
-    async def insert(self, events: Sequence[NewEvent], *, cut_after_seconds: float) -> set[str]:
-        """Stores what is new and returns the ids of that; the rest was there before. Committed when this returns."""
+    async def insert(self, events: Sequence[NewEvent], *, cut_after_seconds: float) -> Arrival:
+        """Stores what is new. Committed when this returns; one that cannot be stored keeps no other from it."""
         alarm = asyncio.get_running_loop().call_later(cut_after_seconds, cut, self._connection)
         try:
-            async with self._connection.cursor() as cursor:
-                await cursor.execute(_INSERT, _rendered(events), prepare=True)
-                return {row[0] for row in await cursor.fetchall()}
+            return Arrival(await self._execute(events, _GROUP_WAITS), set())
+        except (psycopg.errors.LockNotAvailable, psycopg.DataError, UnicodeError):
+            return await self._one_by_one(events)
         finally:
             alarm.cancel()
+
+    async def _one_by_one(self, events: Sequence[NewEvent]) -> Arrival:
+        ends_at = time.monotonic() + _ONE_BY_ONE_SECONDS
+        arrival = Arrival(set(), set())
+        hopeless: set[tuple[str, str, str, str]] = set()
+        known = await self._known(events)
+        for event in events:
+            if event.id in known:
+                continue
+            if event.identity in hopeless or time.monotonic() > ends_at:
+                arrival.refused.add(event.id)
+                continue
+            try:
+                arrival.stored.update(await self._execute([event], _ONE_WAITS))
+            except (psycopg.errors.LockNotAvailable, psycopg.DataError, UnicodeError):
+                hopeless.add(event.identity)
+                arrival.refused.add(event.id)
+        return arrival
+
+    async def _known(self, events: Sequence[NewEvent]) -> set[str]:
+        names = ("id", "provider", "account_id", "mode", "body_sha256")
+        async with self._connection.cursor() as cursor:
+            await cursor.execute(_KNOWN, {name: [getattr(event, name) for event in events] for name in names})
+            return {row[0] for row in await cursor.fetchall()}
+
+    async def _execute(self, events: Sequence[NewEvent], lock_timeout: str) -> set[str]:
+        values = {**_rendered(events), "lock_timeout": lock_timeout}
+        async with self._connection.cursor() as cursor:
+            await cursor.execute(_INSERT, values, prepare=True)
+            return {row[0] for row in await cursor.fetchall()}
 
 
 @asynccontextmanager

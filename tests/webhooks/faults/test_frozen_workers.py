@@ -17,6 +17,9 @@ from tests.conftest import Database, Secrets
 from tests.webhooks.harness import Subscriptions, charged, eventually, neighbour, room_settings
 from tests.webhooks.processes import Process, post, process
 
+PATIENCE_SECONDS = 30.0  # on a machine with much else to do
+LEASE_SECONDS = "2"
+
 
 @dataclass
 class House:
@@ -51,7 +54,7 @@ class House:
         """Sent, claimed, applied, and the answer is under way."""
         await self.first.start()
         assert await post(self.http, self.first.url, body) == 200
-        await asyncio.wait_for(self.applied.wait(), 5)
+        await asyncio.wait_for(self.applied.wait(), PATIENCE_SECONDS)
 
 
 @pytest.fixture
@@ -65,9 +68,16 @@ async def house(database: Database, secrets: Secrets, db: psycopg.AsyncConnectio
             secrets,
             address,
             WEBHOOKS_DELIVERY_POLL_SECONDS="0.1",
-            WEBHOOKS_DELIVERY_CALL_SECONDS="3",
+            WEBHOOKS_DELIVERY_LEASE_SECONDS=LEASE_SECONDS,
+            WEBHOOKS_DELIVERY_CALL_SECONDS="4",
         ) as first,
-        process(database, secrets, address, WEBHOOKS_DELIVERY_POLL_SECONDS="0.1") as second,
+        process(
+            database,
+            secrets,
+            address,
+            WEBHOOKS_DELIVERY_POLL_SECONDS="0.1",
+            WEBHOOKS_DELIVERY_LEASE_SECONDS=LEASE_SECONDS,
+        ) as second,
         httpx.AsyncClient(timeout=5) as http,
     ):
         house = House(first, second, subscriptions, http, db)
@@ -81,7 +91,7 @@ async def test_killed_after_the_effect_and_before_the_mark(house: House, tenant:
 
     await house.first.end(signal.SIGKILL)
     await house.first.start()
-    await eventually(house.done)
+    await eventually(house.done, seconds=PATIENCE_SECONDS)
 
     row = await house.row()
     assert (row["outcome"], row["attempt"], row["retry_count"]) == ("duplicate", 2, 1)
@@ -93,12 +103,12 @@ async def test_a_worker_that_thaws_after_its_lease_overwrites_nothing(house: Hou
     await house.taken_by_the_first(charged(tenant))
     house.first.send(signal.SIGSTOP)
     await house.second.start()
-    await eventually(house.done)
+    await eventually(house.done, seconds=PATIENCE_SECONDS)
     decided = await house.row()
 
     house.release.set()
     house.first.send(signal.SIGCONT)
-    await eventually(lambda: told(house.first))
+    await eventually(lambda: told(house.first), seconds=PATIENCE_SECONDS)
 
     assert (decided["outcome"], decided["attempt"]) == ("duplicate", 2)
     assert await house.row() == decided
@@ -111,13 +121,13 @@ async def test_a_failure_that_thaws_after_its_lease_puts_nothing_back(house: Hou
     await house.taken_by_the_first(charged(tenant))
     house.first.send(signal.SIGSTOP)
     await house.second.start()
-    await eventually(house.done)
+    await eventually(house.done, seconds=PATIENCE_SECONDS)
     decided = await house.row()
 
     # Its deadline has passed by the time it looks: to it the call has failed.
     await asyncio.sleep(1.5)
     house.first.send(signal.SIGCONT)
-    await eventually(lambda: told(house.first), seconds=12)
+    await eventually(lambda: told(house.first), seconds=PATIENCE_SECONDS)
 
     assert await house.row() == decided
     assert b'"result": "lost"' in house.first.log

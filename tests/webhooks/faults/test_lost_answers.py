@@ -19,6 +19,7 @@ from tests.webhooks.processes import Process, process, told
 
 # Nothing but a delivery commits between two polls, and only the wake-up delivers.
 NEVER = "600"
+PATIENCE_SECONDS = 30.0  # on a machine with much else to do
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,11 @@ async def test_killed_after_the_commit_and_before_the_200(house: House, tenant: 
     house.proxy.plan = once(Cut.HOLE_AFTER)
 
     async with sending(house, body) as first:
-        await eventually(house.stored)
+        await eventually(house.stored, seconds=PATIENCE_SECONDS)
         house.ingress.send(signal.SIGKILL)
     await house.ingress.start()
     again = await house.send(body)
-    await eventually(house.delivered)
+    await eventually(house.delivered, seconds=PATIENCE_SECONDS)
 
     assert first.result() == (0, "")
     assert again == (200, "duplicate")
@@ -117,7 +118,7 @@ async def test_killed_before_the_commit(house: House, tenant: str) -> None:
     stored_by_the_first = await house.stored()
     await house.ingress.start()
     again = await house.send(body)
-    await eventually(house.delivered)
+    await eventually(house.delivered, seconds=PATIENCE_SECONDS)
 
     assert (first, stored_by_the_first) == ((0, ""), 0)
     assert again == (200, "stored")
@@ -132,7 +133,7 @@ async def test_a_lost_connection_at_the_commit(house: House, tenant: str, cut: C
 
     first = await asyncio.gather(*(house.send(body) for body in bodies))
     again = [await house.send(body) for body in bodies]
-    await eventually(house.delivered)
+    await eventually(house.delivered, seconds=PATIENCE_SECONDS)
 
     lost = [position for position, answer in enumerate(first) if answer == (503, "")]
     assert lost, "the cut hit nobody"
@@ -151,12 +152,12 @@ async def test_silence_at_the_commit_is_a_503_and_nobody_waits_for_it_for_ever(
     house.proxy.plan = once(Cut.HOLE_AFTER, times=2)
 
     async with sending(house, silent[0]) as first:
-        await eventually(house.stored)
+        await eventually(house.stored, seconds=PATIENCE_SECONDS)
         async with sending(house, silent[1]) as second:
             pass
     fresh = await resent(house, charged(f"{tenant}_fresh"))
     again = [await house.send(body) for body in silent]
-    await eventually(house.delivered)
+    await eventually(house.delivered, seconds=PATIENCE_SECONDS)
 
     assert first.result() == second.result() == (503, "")
     assert fresh == (200, "stored")
@@ -167,7 +168,7 @@ async def test_silence_at_the_commit_is_a_503_and_nobody_waits_for_it_for_ever(
 
 async def resent(house: House, body: bytes) -> tuple[int, str]:
     """As a provider does it: until it is answered 2xx."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while (answer := await house.send(body))[0] != 200:
             await asyncio.sleep(0.2)
     return answer
@@ -188,10 +189,10 @@ async def test_silence_at_a_step_of_a_delivery_delays_it_and_no_more(
 
     house.proxy.plan = plan
     assert await house.send(charged(tenant)) == (200, "stored")
-    await eventually(lambda: heard(house), seconds=3)
+    await eventually(lambda: heard(house), seconds=PATIENCE_SECONDS)
 
     assert await house.send(charged(f"{tenant}_later")) == (200, "stored")
-    await eventually(house.delivered, seconds=12)
+    await eventually(house.delivered, seconds=PATIENCE_SECONDS)
 
     assert house.proxy.cuts[Cut.HOLE_AFTER] == 1
     assert len(house.subscriptions.effects) == 2
@@ -205,6 +206,6 @@ async def test_what_was_stored_unheard_is_delivered_without_a_redelivery(house: 
     house.proxy.plan = once(Cut.AFTER)
 
     assert await house.send(charged(tenant)) == (503, "")
-    await eventually(house.delivered)
+    await eventually(house.delivered, seconds=PATIENCE_SECONDS)
 
     assert len(house.subscriptions.effects) == 1

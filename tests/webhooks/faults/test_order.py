@@ -103,7 +103,7 @@ async def one_round(house: House, tenant: str, rng: random.Random, failing: floa
     house.subscriptions.before = attempts.record
     house.subscriptions.effects.clear()
     arrived = await told_in_turn(house, tenant, rng)
-    await eventually(house.all_done, seconds=20)
+    await eventually(house.all_done, seconds=40)
     for payments in arrived.values():
         attempts.assert_in_order(payments)
     assert len(house.subscriptions.effects) == len(set(house.subscriptions.effects)) == EVENTS
