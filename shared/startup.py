@@ -1,5 +1,6 @@
 """What every room checks before it serves; each refusal is one sentence on the way out, and never shows a secret."""
 
+import resource
 from collections.abc import Mapping
 from ipaddress import ip_address
 from types import MappingProxyType
@@ -22,6 +23,7 @@ def check(
 
     `outsiders`: settings that name where this room meets real money, and their values.
     """
+    _leave_no_core()
     setting = f"{schema.name.upper()}_DATABASE_URL"
     try:
         with psycopg.connect(database_url, connect_timeout=_CONNECT_SECONDS) as db:
@@ -37,6 +39,12 @@ def check(
         raise SystemExit(f"{setting}: {what}") from None
     if test_clock:
         _refuse_real_money(None if cluster is None else cluster[0], outsiders)
+
+
+def _leave_no_core() -> None:
+    # A core dump is a file with every secret and every body of that moment in it.
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 def _refuse_real_money(cluster_name: str | None, outsiders: Mapping[str, str]) -> None:

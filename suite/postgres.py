@@ -38,6 +38,15 @@ PASSING_TROUBLE = (
     "could not bind",
     "could not create any TCP",
 )
+# A statement that failed, its DETAIL and its parameters quote rows; the message and the code tell what happened.
+SAYS_NO_VALUES = (
+    "log_min_error_statement=panic",
+    "log_error_verbosity=terse",
+    "log_statement=none",
+    "log_min_duration_statement=-1",
+    "log_parameter_max_length=0",
+    "log_parameter_max_length_on_error=0",
+)
 NOT_DURABLE = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 
 
@@ -280,6 +289,7 @@ class EmbeddedPostgres:
             "unix_socket_directories=",
             "timezone=UTC",
             "log_timezone=UTC",
+            *SAYS_NO_VALUES,
         ]
         options += [] if self.durable else NOT_DURABLE
         command = [self.programs.program("postgres"), "-D", str(self.data.resolve())]
@@ -287,7 +297,7 @@ class EmbeddedPostgres:
             command += ["-c", option]
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES_MAX:
             self.log.unlink()
-        # Statements that failed are in it, and they quote people's data.
+        # Some messages quote a value all the same, as "invalid input syntax" does.
         with os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             self._log_offset = log.tell()
             self.process = self._popen(
