@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import structlog
@@ -17,6 +18,7 @@ import structlog
 from shared import ids
 
 _access: Callable[[str, float], None] | None = None
+_often: Callable[[str, Mapping[str, str | float | None]], None] | None = None
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 
@@ -31,9 +33,10 @@ def new_request_id() -> str:
 
 def configure(room: str, level: str = "info") -> None:
     """Makes every log line of this process JSON; called once by each `__main__`."""
-    global _access
+    global _access, _often
     threshold = logging.getLevelNamesMapping()[level.upper()]
     _access = _access_writer(room) if threshold <= logging.INFO else _write_nothing
+    _often = _often_writer(room) if threshold <= logging.INFO else _write_nothing
     structlog.configure(
         processors=[
             # Not by a context variable: work in a context of its own would log without its room.
@@ -70,6 +73,14 @@ def access(method: str, milliseconds: float) -> None:
         _access(method, milliseconds)
 
 
+def often(event: str, **fields: str | float | None) -> None:
+    """`info(event, …)` word for word, at a third of its cost: for lines that every delivery writes."""
+    if _often is None:
+        get_logger().info(event, **fields)
+    else:
+        _often(event, fields)
+
+
 def get_logger() -> Any:
     """A structlog logger: `log.info("event_in_words", field=value)`."""
     return structlog.get_logger()
@@ -77,21 +88,43 @@ def get_logger() -> Any:
 
 def _access_writer(room: str) -> Callable[[str, float], None]:
     # Nothing in it needs escaping: methods are those that we serve, request ids are checked where they come in.
-    start, write = f'{{"room": {json.dumps(room)}, "method": "', sys.stderr.write
-    second, prefix = 0, ""
+    start, write, now = f'{{"room": {json.dumps(room)}, "method": "', sys.stderr.write, _stamps()
 
     def line(method: str, milliseconds: float) -> None:
+        named = f', "request_id": "{current}"' if (current := request_id.get()) else ""
+        write(
+            f'{start}{method}", "code": "OK", "ms": {milliseconds}, "event": "rpc", "level": "info", '
+            f'"at": "{now()}"{named}}}\n'
+        )
+
+    return line
+
+
+def _often_writer(room: str) -> Callable[[str, Mapping[str, str | float | None]], None]:
+    start, write, now = f'{{"room": {json.dumps(room)}, ', sys.stderr.write, _stamps()
+
+    def line(event: str, fields: Mapping[str, str | float | None]) -> None:
+        told = {name: "[redacted]" if _is_secret(name) else value for name, value in fields.items()}
+        told |= {"event": event, "level": "info", "at": now()}
+        if current := request_id.get():
+            told["request_id"] = current
+        write(f"{start}{json.dumps(told)[1:]}\n")
+
+    return line
+
+
+def _stamps() -> Callable[[], str]:
+    # Years to seconds are rendered once a second.
+    second, prefix = 0, ""
+
+    def now() -> str:
         nonlocal second, prefix
         seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
         if seconds != second:
             second, prefix = seconds, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-        at = f"{prefix}.{nanoseconds // 1000:06d}Z"
-        named = f', "request_id": "{current}"' if (current := request_id.get()) else ""
-        write(
-            f'{start}{method}", "code": "OK", "ms": {milliseconds}, "event": "rpc", "level": "info", "at": "{at}"{named}}}\n'
-        )
+        return f"{prefix}.{nanoseconds // 1000:06d}Z"
 
-    return line
+    return now
 
 
 class _LibraryLine(logging.Formatter):
@@ -161,7 +194,7 @@ def _tell_exception(_logger: Any, _method: str, event: MutableMapping[str, Any])
     return event
 
 
-def _write_nothing(_method: str, _milliseconds: float) -> None:
+def _write_nothing(*_: object) -> None:
     pass
 
 
@@ -173,6 +206,12 @@ def _add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any])
 
 def _redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
     for name in event:
-        if any(word in name.lower() for word in _SECRET_WORDS):
+        if _is_secret(name):
             event[name] = "[redacted]"
     return event
+
+
+@cache
+def _is_secret(name: str) -> bool:
+    # Names are written in the code: there are few of them.
+    return any(word in name.lower() for word in _SECRET_WORDS)

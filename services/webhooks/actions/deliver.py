@@ -137,7 +137,7 @@ class Courier:
         return self._told(event, result if mine else "lost", reason)
 
     def _told(self, event: Claimed, result: str, reason: str, decision: Decision | None = None) -> str:
-        write = _log.info if decision is not None else _log.warning
+        write = logs.often if decision is not None else _log.warning
         write(
             "event_delivered" if decision is not None else "event_not_delivered",
             webhook_event=event.id,

@@ -90,7 +90,7 @@ class Ingress:
         self._metrics.requests.labels(provider=endpoint.provider, result=result).inc()
         self._metrics.accept_seconds.observe(time.monotonic() - started_at)
         # What anybody can cause without a signature is counted, not logged: logs fill disks too.
-        write = _log.info if result in ("stored", "duplicate", "not_stored") else _log.debug
+        write = logs.often if result in ("stored", "duplicate", "not_stored") else _log.debug
         write("webhook", result=result, status=response.status_code)
         return response
 
