@@ -121,7 +121,7 @@ async def db(database: Any) -> AsyncIterator[psycopg.AsyncConnection]:
     async with await psycopg.AsyncConnection.connect(database.admin_url, autocommit=True) as connection:
         await connection.execute("SET search_path = webhooks, ops")
         await connection.execute("TRUNCATE webhook_events, webhook_dead_letter_queue")
-        await connection.execute("TRUNCATE billing_signature_failures")
+        await connection.execute("TRUNCATE billing_signature_failures, rate_limit_buckets")
         yield connection
 
 
