@@ -82,6 +82,11 @@ class Process:
         await self._reader
         return code
 
+    async def kill(self) -> None:
+        """kill -9, also of one that never started or is stopped."""
+        if self.running is not None:
+            await self.end(signal.SIGKILL)
+
 
 def environment(url: str, secrets: Any, address: str, **settings: str) -> dict[str, str]:
     """Settings of an ingress on this database beside this neighbour; a short lease, short waits."""
@@ -111,8 +116,7 @@ async def process(
     try:
         yield found
     finally:
-        if found.running is not None:
-            await found.end(signal.SIGKILL)
+        await found.kill()
 
 
 async def post(http: httpx.AsyncClient, url: str, body: bytes, **headers: str) -> int:
