@@ -19,6 +19,8 @@ _PIPELINE_MAX = 8
 _SLICE_BYTES = 16 << 10
 # How long an answer may lie here because nobody reads it.
 _WRITE_SECONDS = 5.0
+# How long a sender may take to notice that it was refused.
+_LINGER_SECONDS = 1.0
 
 _MALFORMED = (400, "MALFORMED", "this is not HTTP/1.1")
 _LARGE_HEADERS = (431, "HEADERS_TOO_LARGE", "too many headers, or too large ones")
@@ -43,6 +45,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._stopped = False  # nothing that still comes is read
         self._in_headers = False
         self._headers_complete = False
+        self._ignoring_upgrade = False
         self._header_bytes = 0
         self._header_count = 0
         self._unfinished_bytes = 0
@@ -99,9 +102,11 @@ class PatientProtocol(HttpToolsProtocol):
             self._expect_request()
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # The request is answered as if it had not asked for another protocol; what follows it may be in that one.
-            self._refuse(_MALFORMED)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._ignoring_upgrade:
+                self._parse_without_upgrade(bytes(data[upgrade.args[0] :]))
+            else:
+                self._refuse(_MALFORMED)
         except httptools.HttpParserError as error:
             self._refuse(_LARGE_HEADERS if isinstance(error.__context__, _LargeHeaders) else _MALFORMED)
         else:
@@ -110,6 +115,14 @@ class PatientProtocol(HttpToolsProtocol):
                 self._refuse(_LARGE_HEADERS)
             elif len(self.pipeline) > _PIPELINE_MAX:
                 self._close_when_answered()
+
+    def _parse_without_upgrade(self, rest: bytes) -> None:
+        # Whoever offers another protocol is content with this one, but the parser would leave out the request's body.
+        self._ignoring_upgrade = False
+        head = b"%b %b HTTP/1.1\r\n" % (self.parser.get_method(), self.url)
+        head += b"".join(b"%b: %b\r\n" % each for each in self.headers if each[0] != b"upgrade")
+        self.parser = httptools.HttpRequestParser(self)
+        self._parse(head + b"\r\n" + rest)
 
     # What the parser calls
 
@@ -134,11 +147,16 @@ class PatientProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_headers, self._headers_complete = False, True
         self._header_bytes = self._header_count = 0
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._ignoring_upgrade = True
+            return
         if self.parser.get_http_version() != "1.1":
             self.expect_100_continue = False  # who speaks an older one would take it for the answer
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        if self._ignoring_upgrade:
+            return
         super().on_message_complete()
         self._complete_by = None
         if self._answering and self._unread_since is None:
@@ -173,8 +191,9 @@ class PatientProtocol(HttpToolsProtocol):
             if now - self._unread_since > _WRITE_SECONDS:
                 self.drop("not_reading")
         elif self._complete_by is not None and now > self._complete_by and not self._answering:
+            if not self._stopped:
+                self._crowd.closed("too_slow")
             self._complete_by = None
-            self._crowd.closed("too_slow")
             self.transport.close()
 
     def drop(self, why: str) -> None:
@@ -233,4 +252,6 @@ class PatientProtocol(HttpToolsProtocol):
             b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n%b"
             % (status, _PHRASES[status], len(body), retry, body)
         )
-        self.transport.close()
+        # Closed while bytes are on their way it would be reset, and the answer lost with it.
+        self.transport.write_eof()
+        self._complete_by = self.loop.time() + _LINGER_SECONDS
