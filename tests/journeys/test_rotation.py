@@ -16,7 +16,12 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from billing.maintenance.v1 import alert_pb2
+from billing.webhooks.v1 import webhooks_maintenance_pb2 as maintenance
+from billing.webhooks.v1 import webhooks_maintenance_pb2_grpc as maintenance_grpc
+from pydantic import SecretStr
 
+from shared.rpc.client import open_channel
 from tests.sandbox.running import KEY_ID, KEY_SECRET, Received, Sandbox, listening
 from tests.suite.running import HOUSE
 from tests.webhooks.harness import (
@@ -148,6 +153,15 @@ class Scene:
 
     async def refused(self) -> int:
         return int((await self.rows("SELECT count(*) FROM billing_signature_failures"))[0][0])
+
+    async def alerts(self, ingress: Process) -> list[str]:
+        """What the scheduler would tell of, as critical."""
+        address, key = ingress.environment["WEBHOOKS_LISTEN"], SecretStr(self.secrets.room)
+        async with open_channel(address, key) as channel:
+            asked = maintenance.CheckHealthRequest(idempotency_key="job:webhook_health:now")
+            health = await maintenance_grpc.WebhooksMaintenanceServiceStub(channel).CheckHealth(asked)
+        critical = alert_pb2.ALERT_SEVERITY_CRITICAL
+        return [alert.key for alert in health.alerts if alert.severity == critical]
 
     async def operator(self, query: str) -> list[dict[str, Any]]:
         """As a person would ask in psql."""
@@ -319,6 +333,9 @@ async def test_the_providers_first_is_a_spike_and_mended_within_a_day_nothing_is
                 return await scene.refused() >= 10
 
             await eventually(spike, seconds=20)
+            assert await scene.alerts(ingress) == ["webhooks.signature_spike:endpoint:webhook"]
+            agents = await scene.operator("SELECT DISTINCT user_agent FROM billing_signature_failures")
+            assert agents == [{"user_agent": "Razorpay-Webhook/v1"}]
             await restart(ingress, BOTH)
             await scene.grows("current")
         assert await razorpay.drained() == {"drained": True, "pending": 0, "disabled": False}
