@@ -43,8 +43,8 @@ SECONDS ?= 600
 soak: .venv/.ok ## run each long form of the fault tests and random programs for SECONDS=600; SEED=… repeats a run
 	@SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) $(BIN)/python -m pytest -s -n 0 -m soak $(TESTS)
 
-bench: .venv/.ok ## measure the ledger beside simpler ways to debit; QUICK=1 ends within ten minutes
-	@$(BIN)/python -m bench $(if $(QUICK),quick,full)
+bench: .venv/.ok ## measure ledger and ingress beside simpler ones; QUICK=1 ends within ten minutes; ONLY=webhooks or ledger
+	@$(BIN)/python -m bench $(if $(QUICK),quick,full) $(ONLY)
 
 bench-long: .venv/.ok ## the same with ten million transactions of history
 	@$(BIN)/python -m bench long

@@ -10,14 +10,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import figures, world
+from bench import figures, ingress, world
 from bench.figures import Rate, Ratio
 from bench.growth import Growth
+from bench.handover import Handover
+from bench.ingress import Ingress, IngressPlan
 from bench.latency import Latency
 from bench.rounds import HOT, MANY, Plan, Rounds
 from bench.world import Child, World
 
-RESULTS = Path(__file__).parent / "results" / "latest.json"
+RESULTS = Path(__file__).parent / "results"
+PARTS = ("ledger", "webhooks")
 PLANS = {
     "quick": Plan(
         hurried=True,
@@ -39,20 +42,43 @@ PLANS = {
 console = Console()
 
 
-def main(plan: Plan) -> None:
-    """One run from an empty folder to the tables."""
+def main(length: str, only: str) -> None:
+    """One run from an empty folder to the tables; of one part, where one is named."""
     began_at = time.monotonic()
+    rates: list[Rate] = []
+    ratios: list[Ratio] = []
     with world.new() as here:
-        say(f"measuring on {world.machine(here.admin_url('postgres'))}")
+        machine = world.machine(here.admin_url("postgres"))
+        say(f"measuring on {machine}; load average {world.load_average()}")
         here.wear_in()
-        rates, ratios = throughput(here, plan)
-        more_rates, more_ratios = cost(here, plan)
-        rates, ratios = rates + more_rates, ratios + more_ratios
-        content = figures.report(world.machine(here.admin_url("postgres")), ratios, rates)
+        if only in ("", "ledger"):
+            for part in (throughput, cost):
+                more_rates, more_ratios = part(here, PLANS[length])
+                rates, ratios = rates + more_rates, ratios + more_ratios
+        if only in ("", "webhooks"):
+            more_rates, more_ratios = deliveries(here, ingress.PLANS[length])
+            rates, ratios = rates + more_rates, ratios + more_ratios
     show(rates, ratios)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    say(f"took {(time.monotonic() - began_at) / 60:.1f} minutes; written to bench/results/latest.json")
+    results = RESULTS / f"{only or 'latest'}.json"
+    results.parent.mkdir(exist_ok=True)
+    content = figures.report(machine, ratios, rates)
+    results.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    minutes = (time.monotonic() - began_at) / 60
+    say(
+        f"took {minutes:.1f} minutes; written to bench/results/{results.name}; load average {world.load_average()}"
+    )
+
+
+def deliveries(here: World, plan: IngressPlan) -> tuple[list[Rate], list[Ratio]]:
+    """What the ingress takes in, and what becomes of it in the rooms behind."""
+    taking_in = Ingress(here, plan, say)
+    ratios = taking_in.run()
+    rates = list(taking_in.rates.values())
+    for kind in plan.backlogs:
+        behind = Handover(here, plan, say, kind=kind)
+        ratios += behind.run()
+        rates += behind.rates.values()
+    return rates, ratios
 
 
 def throughput(here: World, plan: Plan) -> tuple[list[Rate], list[Ratio]]:
@@ -96,7 +122,7 @@ def show(rates: list[Rate], ratios: list[Ratio]) -> None:
         values = [f"{line[name]:g}" if line[name] is not None else "–" for name in ("median", "min", "max")]
         table.add_row(rate.name, *values, rate.note or rate.unit)
     console.print(table)
-    table = Table(title="ratios of medians")
+    table = Table(title="ratios of medians, and figures with a limit of their own where the name has a unit")
     for name in ("what", "value", "goal", ""):
         table.add_column(name, justify="left" if name in {"what", ""} else "right")
     for each in ratios:
@@ -110,4 +136,7 @@ def say(sentence: str) -> None:
 
 
 if __name__ == "__main__":
-    main(PLANS[sys.argv[1] if len(sys.argv) > 1 else "full"])
+    length, only = (*sys.argv[1:3], *("full", "")[len(sys.argv[1:3]) :])
+    if only not in ("", *PARTS):
+        sys.exit(f"there is no part {only}: {', '.join(PARTS)}")
+    main(length, only)

@@ -34,9 +34,12 @@ class IngressPlan:
     latency_seconds: float
     applied_seconds: float
     idle_seconds: float
-    # Draining is measured for so long, then everything else is drained and counted.
     drain_seconds: float
     customers: int
+    # Of which kinds of deliveries a backlog is made, one after the other.
+    backlogs: tuple[str, ...]
+    # What is left of it after these seconds is drained and counted as well.
+    drains_all: bool
     backlog: int = 10_000
 
 
@@ -50,7 +53,9 @@ PLANS = {
         applied_seconds=20,
         idle_seconds=20,
         drain_seconds=25,
-        customers=300,
+        customers=200,
+        backlogs=("renewals",),
+        drains_all=False,
     ),
     "full": IngressPlan(
         rounds=7,
@@ -60,8 +65,10 @@ PLANS = {
         latency_seconds=15,
         applied_seconds=60,
         idle_seconds=60,
-        drain_seconds=600,
+        drain_seconds=45,
         customers=500,
+        backlogs=("renewals", "charges"),
+        drains_all=True,
     ),
 }
 PLANS["long"] = PLANS["full"]

@@ -292,6 +292,11 @@ def wait_for(address: str, process: subprocess.Popen[Any]) -> None:
             time.sleep(0.05)
 
 
+def load_average() -> str:
+    """How many processes wanted a processor during the last minute: whoever else is at work is in every figure."""
+    return f"{os.getloadavg()[0]:.1f}"
+
+
 def machine(admin_url: str) -> str:
     """What the figures were measured on, and nothing that names this machine."""
     with psycopg.connect(admin_url) as db:
