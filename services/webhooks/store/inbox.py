@@ -10,10 +10,12 @@ from services.webhooks.tables import MOMENT
 from shared.ids import new_id
 
 # An event waits for an earlier one of its aggregate only while that one has never failed: its first attempt is
-# due or running. A lease that ran out is a failure, so a body that kills its worker ends as a dead letter too.
+# due or running. A lease that ran out is a failure, so a body that kills its worker ends as a dead letter too; of those
+# whose worker died only one is claimed at a time, so that it does not take along, time and again, what it died with.
 _CLAIM = text("""
     WITH due AS (
-        SELECT event.id FROM webhook_events AS event
+        SELECT event.id, event.next_retry_at, event.locked_until IS NOT NULL AS suspect
+        FROM webhook_events AS event
         WHERE NOT event.processed
           AND event.next_retry_at <= clock_timestamp()
           AND (event.locked_until IS NULL OR event.locked_until < clock_timestamp())
@@ -25,13 +27,16 @@ _CLAIM = text("""
         ORDER BY event.next_retry_at
         LIMIT :limit
         FOR UPDATE SKIP LOCKED
+    ), chosen AS (
+        SELECT id, NOT suspect OR row_number() OVER (PARTITION BY suspect ORDER BY next_retry_at, id) = 1 AS goes
+        FROM due
     )
     UPDATE webhook_events AS event
     SET locked_until = clock_timestamp() + make_interval(secs => :lease_seconds),
         attempt = attempt + 1,
         retry_count = retry_count + CASE WHEN locked_until IS NULL THEN 0 ELSE 1 END,
         last_error = CASE WHEN locked_until IS NULL THEN last_error ELSE 'worker_died' END
-    FROM due WHERE event.id = due.id
+    FROM chosen WHERE chosen.goes AND event.id = chosen.id
     RETURNING event.id, attempt, provider, account_id, mode, event_id, event_type, tenant_id, body, body_sha256,
         body_removed_at, request_id, received_at, retry_count
 """)

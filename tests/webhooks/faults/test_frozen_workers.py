@@ -136,5 +136,56 @@ async def test_a_failure_that_thaws_after_its_lease_puts_nothing_back(house: Hou
     assert len(house.subscriptions.effects) == 1
 
 
+async def test_a_body_that_kills_its_worker_takes_nobody_along(
+    database: Database, secrets: Secrets, db: psycopg.AsyncConnection, tenant: str
+) -> None:
+    subscriptions, together, deaths = Subscriptions(), asyncio.Event(), 0
+    settings = room_settings(database.url("webhooks_rw"), secrets, "127.0.0.1:1")
+    told_to = {
+        "WEBHOOKS_DELIVERY_POLL_SECONDS": "0.1",
+        "WEBHOOKS_DELIVERY_LEASE_SECONDS": "1",
+        "WEBHOOKS_DELIVERY_CALL_SECONDS": "0.9",
+        "WEBHOOKS_DELIVERY_ATTEMPTS": "2",
+    }
+    async with (
+        neighbour(settings, subscriptions) as address,
+        process(database, secrets, address, **told_to) as room,
+        httpx.AsyncClient(timeout=5) as http,
+    ):
+
+        async def die_of_the_first(request: Any) -> None:
+            nonlocal deaths
+            if request.event.payment.id == f"pay_{tenant}_0":
+                if deaths == 0:
+                    await together.wait()
+                deaths += 1
+                room.send(signal.SIGKILL)
+            elif deaths == 0:
+                if len(subscriptions.requests) >= 7:
+                    together.set()
+                await asyncio.sleep(1)
+
+        subscriptions.before = die_of_the_first
+        await room.start()
+        for number in range(7):
+            assert await post(http, room.url, charged(f"{tenant}_{number}")) == 200
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not await all_decided(db):
+                if room.running is not None and room.running.returncode is not None:
+                    await room.start(wait=False)
+                await asyncio.sleep(0.05)
+
+    cursor = await db.execute("SELECT tenant_id, last_error FROM webhook_dead_letter_queue")
+    assert await cursor.fetchall() == [(f"{tenant}_0", "worker_died")]
+    assert deaths == 2
+    cursor = await db.execute("SELECT count(*) FROM webhook_events WHERE outcome IN ('applied', 'duplicate')")
+    assert await cursor.fetchone() == (6,)
+
+
+async def all_decided(db: psycopg.AsyncConnection) -> bool:
+    cursor = await db.execute("SELECT bool_and(processed) FROM webhook_events")
+    return await cursor.fetchone() == (True,)
+
+
 async def told(room: Process) -> bool:
     return room.logged("event_delivered") + room.logged("event_not_delivered") > 0
