@@ -105,6 +105,39 @@ async def test_a_forged_event_id_suppresses_nothing(house: tuple[Doors, Clients]
     assert {row["outcome"] for row in rows} == {"applied"}
 
 
+async def test_what_names_nobody_or_nothing_of_ours_is_decided_and_its_neighbours_are_funded(
+    house: tuple[Doors, Clients], tenant: str
+) -> None:
+    doors, clients = house
+    buyer = f"{tenant}_buyer"
+    good = await a_paid_pack(clients, buyer)
+    charge = the_one(await a_life(clients, tenant), "subscription.charged")
+    strange = [
+        changed(charge, "subscription", plan_id="plan_of_nobody"),
+        changed(charge, "subscription", id="sub_of_nobody", notes={"tenant_id": "deleted"}),
+        changed(charge, "subscription", id="sub_of_nobody", notes=[]),
+        changed(charge, "payment", amount=2**62, currency="XXX", notes={"tenant_id": buyer}),
+    ]
+
+    for number, body in enumerate([body for pair in zip(strange, good * 2, strict=False) for body in pair]):
+        assert await doors.send(body, number % 2) == 200
+    for body in good:
+        assert await doors.send(body, 0) == 200
+    await eventually(partial(doors.decided, [*strange, *good]), seconds=PATIENCE_SECONDS)
+
+    await eventually(partial(funded_once, doors, buyer), seconds=PATIENCE_SECONDS)
+    assert {row["outcome"] for row in await doors.rows(good)} <= {"applied", "duplicate", "ignored"}
+    for row in await doors.rows(strange):
+        assert row["retry_count"] == 0 or row["outcome"] == "dead"
+        assert row["outcome_reason"]
+
+
+def changed(body: bytes, entity: str, **fields: Any) -> bytes:
+    document = json.loads(body)
+    document["payload"][entity]["entity"].update(fields)
+    return json.dumps(document).encode()
+
+
 async def test_a_subscriptions_room_that_stands_still_is_not_felt_at_the_door(
     house: tuple[Doors, Clients], running_suite: RunningSuite, tenant: str
 ) -> None:
