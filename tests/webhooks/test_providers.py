@@ -11,7 +11,7 @@ from typing import Any, cast
 import httpx
 import pytest
 from billing.webhooks.v1 import webhooks_admin_pb2 as admin
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.webhooks.rules.events import Glance
@@ -22,6 +22,7 @@ from tests.webhooks.harness import OLD_SECRET, SECRET, Running, eventually, samp
 
 # mypy compares them with the protocol, as it compares those of PROVIDERS.
 SECOND: Provider = stripish
+EVERYWHERE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NOW = datetime(2026, 11, 20, 6, 30, tzinfo=UTC)
 OURS, OLDER = "stripish-secret", "stripish-older-secret"
 PATH = "/webhooks/stripish/shop"
@@ -233,6 +234,7 @@ def test_nothing_but_one_exact_signature_is_believed(headers: list[tuple[bytes, 
     assert razorpay.verify(headers, BODY, SECRETS, NOW) is None
 
 
+@EVERYWHERE
 @given(
     st.lists(
         st.tuples(
@@ -251,6 +253,7 @@ def test_no_header_raises_and_none_verifies_by_chance(
     assert claimed is None or re.fullmatch("[A-Za-z0-9_.:-]{1,64}", claimed)
 
 
+@EVERYWHERE
 @given(
     st.binary(max_size=300), st.lists(st.binary(min_size=1, max_size=60), min_size=1, max_size=4, unique=True)
 )
@@ -264,16 +267,18 @@ def test_every_secret_is_known_by_its_place_over_any_bytes(body: bytes, secrets:
         assert razorpay.verify(headers, body, secrets[:place], NOW) is None
 
 
-@given(st.integers(0, len(BODY) * 8 - 1), st.integers(0, 64 * 8 - 1))
-def test_no_bit_may_be_another(in_body: int, in_signature: int) -> None:
+def test_no_bit_may_be_another() -> None:
     def flipped(text: bytes, bit: int) -> bytes:
         changed = bytearray(text)
         changed[bit // 8] ^= 1 << bit % 8
         return bytes(changed)
 
-    assert razorpay.verify(signed(GOOD), BODY, SECRETS, NOW) == 0
-    assert razorpay.verify(signed(GOOD), flipped(BODY, in_body), SECRETS, NOW) is None
-    assert razorpay.verify(signed(flipped(GOOD, in_signature)), BODY, SECRETS, NOW) is None
+    def believed(signature: bytes, body: bytes) -> bool:
+        return razorpay.verify(signed(signature), body, SECRETS, NOW) is not None
+
+    assert believed(GOOD, BODY)
+    assert not any(believed(flipped(GOOD, bit), BODY) for bit in range(len(GOOD) * 8))
+    assert not any(believed(GOOD, flipped(BODY, bit)) for bit in range(len(BODY) * 8))
 
 
 @pytest.mark.parametrize(
@@ -300,6 +305,7 @@ JSON = st.recursive(
 )
 
 
+@EVERYWHERE
 @given(st.dictionaries(st.sampled_from(["event", "payload", "entity"]), JSON))
 def test_a_glance_never_raises(document: dict[str, Any]) -> None:
     seen = razorpay.glance(document)
