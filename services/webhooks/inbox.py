@@ -17,6 +17,7 @@ from shared import logs
 _BATCH_EVENTS = 128
 _BATCH_BYTES = 4 << 20
 _WRITERS = 2
+_CROWD = 8
 # How long a writer keeps its connection for what comes next: fetching one costs as much as storing a dozen deliveries.
 _KEEP_SECONDS = 0.1
 
@@ -41,9 +42,15 @@ class Inbox:
         self._waiting: list[tuple[NewEvent, asyncio.Future[bool]]] = []
         self._waiting_bytes = 0
         self._writers: set[asyncio.Task[None]] = set()
+        self._callers = 0
         self._working = 0
         self._idle: deque[asyncio.Future[None]] = deque()
         self._closing = False
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether many wait for their delivery to be stored."""
+        return self._callers >= _CROWD
 
     async def put(self, event: NewEvent) -> bool:
         """True: stored and committed. False: it was there before. NotStored: it may be on disk or not."""
@@ -59,11 +66,14 @@ class Inbox:
             writer = asyncio.create_task(self._write())
             self._writers.add(writer)
             writer.add_done_callback(self._writers.discard)
+        self._callers += 1
         try:
             async with asyncio.timeout(self._wait_seconds):
                 return await stored
         except TimeoutError:
             raise NotStored("the database did not answer in time") from None
+        finally:
+            self._callers -= 1
 
     async def close(self) -> None:
         """Waits until everything taken in is written."""

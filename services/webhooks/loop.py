@@ -1,6 +1,7 @@
 """Keeps deliveries moving: woken by every stored event, and by itself for what falls due later."""
 
 import asyncio
+from collections.abc import Callable
 
 from services.webhooks.actions.deliver import Courier
 from services.webhooks.rules.delivery import Claimed
@@ -8,16 +9,29 @@ from shared import logs
 
 _AFTER_TROUBLE_SECONDS = 1.0
 _FINISH_SECONDS = 5.0
+# A claim costs as much as handing an event on, so it is made for several slots where that is a matter of moments.
+_GATHER_SECONDS = 0.01
 
 _log = logs.get_logger()
 
 
 class DeliveryLoop:
-    """Runs up to `concurrency` attempts at a time."""
+    """Runs up to `concurrency` attempts at a time, and few while the ingress `is_crowded`.
 
-    def __init__(self, courier: Courier, *, concurrency: int, poll_seconds: float) -> None:
+    A provider waits for its answer and gives up after seconds; for an event that is on disk nobody waits so.
+    """
+
+    def __init__(
+        self,
+        courier: Courier,
+        *,
+        concurrency: int,
+        poll_seconds: float,
+        is_crowded: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._courier = courier
         self._concurrency = concurrency
+        self._is_crowded = is_crowded
         self._poll_seconds = poll_seconds
         self._wake = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
@@ -43,8 +57,11 @@ class DeliveryLoop:
 
     async def _start_due(self) -> bool:
         """Starts what can be started; True: there is nothing more to start for now."""
-        free = self._concurrency - len(self._running)
-        if free == 0:
+        free = self._free()
+        if 0 < free < self._concurrency // 2:
+            await asyncio.sleep(_GATHER_SECONDS)
+            free = self._free()
+        if free <= 0:
             return True
         try:
             claimed = await self._courier.claim(free)
@@ -57,6 +74,11 @@ class DeliveryLoop:
             self._running.add(task)
             task.add_done_callback(self._ended)
         return len(claimed) < free
+
+    def _free(self) -> int:
+        # Never none at all: what a crowd brings in must not grow for as long as it lasts.
+        slots = max(1, self._concurrency // 4) if self._is_crowded() else self._concurrency
+        return slots - len(self._running)
 
     async def _deliver(self, event: Claimed) -> None:
         try:

@@ -62,6 +62,7 @@ async def open_room(settings: WebhooksSettings) -> AsyncIterator[Room]:
         courier,
         concurrency=settings.webhooks_delivery_concurrency,
         poll_seconds=settings.webhooks_delivery_poll_seconds,
+        is_crowded=lambda: inbox.is_crowded,
     )
     inbox = Inbox(accepting, on_stored=loop.wake)
     failures = FailureLog(engine)
