@@ -29,7 +29,7 @@ class Line(asyncio.Protocol):
         self._buffer = b""
         self.is_open = False
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         self.is_open = True
 
@@ -56,8 +56,12 @@ class Line(asyncio.Protocol):
     async def send(self, delivery: bytes) -> int:
         """The status of the answer."""
         self._answer = asyncio.get_running_loop().create_future()
-        self._transport.write(delivery)  # type: ignore[attr-defined]
+        self._transport.write(delivery)
         return await self._answer
+
+    def close(self) -> None:
+        """Hangs up."""
+        self._transport.close()
 
 
 class Provider:
@@ -76,6 +80,12 @@ class Provider:
         answer = await self._offer(order, call)
         answer["processor"] = (time.process_time() - used) / (time.perf_counter() - began_at)
         return answer
+
+    def close(self) -> None:
+        """Hangs up."""
+        for lines in self._free.values():
+            for line in lines:
+                line.close()
 
     async def _offer(self, order: dict[str, Any], call: loops.Call) -> dict[str, Any]:
         if order["do"] == "open":
@@ -107,6 +117,8 @@ class Provider:
                 status = await line.send(delivery)
             if line.is_open:
                 free.append(line)
+            else:
+                line.close()
             if status != 200:
                 raise Refused(status)
             return 1
