@@ -266,7 +266,7 @@ def test_a_room_adds_to_the_shared_schema_and_rewrites_nothing_there(admin: psyc
     append, mend = {"INSERT"}, {"INSERT", "UPDATE"}
     expected = {
         "billing_audit_log": append,
-        "billing_signature_failures": append,
+        "billing_signature_failures": append | {"DELETE"},
         "billing_integrity_reports": mend,
         "rate_limit_buckets": mend | {"DELETE"},
         "alembic_version": set(),

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import psycopg
 from billing.webhooks.v1 import webhooks_maintenance_pb2 as pb
 
 from services.webhooks.actions import watch
@@ -69,3 +70,16 @@ async def test_after_a_flood_they_go_in_batches_and_two_runs_get_on(start: Start
 
     assert sum(answer.signature_failures_removed_count for answer in answers) == count
     assert await left(room, "billing_signature_failures") == {}
+
+
+async def test_no_room_forgets_what_another_one_recorded(start: Start, database: Any) -> None:
+    """Whatever its statement says."""
+    room = await start(deliver=False)
+    await room.db.execute(STAGED + BUCKETS)
+
+    async with await psycopg.AsyncConnection.connect(database.url("webhooks_rw"), autocommit=True) as ours:
+        await ours.execute("DELETE FROM billing_signature_failures")
+        await ours.execute("DELETE FROM rate_limit_buckets")
+
+    assert await left(room, "billing_signature_failures") == {"subscriptions": 12}
+    assert await left(room, "rate_limit_buckets") == {"ledger": 4}
