@@ -22,9 +22,13 @@ from shared.backoff import delay
 from shared.clock import Clock
 from shared.database import transaction
 from shared.errors import Aborted, BillingError, ResourceExhausted
+from shared.ops import upkeep
 from shared.ops.store import record_audit
 
 ROOM = "scheduler"
+# Every limit is over within a quarter of an hour.
+BUCKETS_KEPT = timedelta(days=1)
+PRUNED_AT_MOST = 10_000
 CALL_ATTEMPTS = 3
 SINK_BATCH = 20
 SINK_RETRY = timedelta(minutes=1)
@@ -97,13 +101,14 @@ async def tell_sink(engine: AsyncEngine, sink: AlertSink, *, now: datetime) -> i
 
 
 async def prune(engine: AsyncEngine, *, now: datetime) -> int:
-    """Forget runs, alerts and requests that nobody will ask for."""
+    """Forget runs, alerts and requests that nobody will ask for, and limits that limit nobody."""
     older_than = now - RUNS_KEPT
     async with transaction(engine) as db:
         return (
             await run_store.prune(db, older_than=older_than)
             + await alert_store.prune(db, older_than=older_than)
             + await job_store.prune(db, older_than=older_than)
+            + await upkeep.forget_buckets(db, room=ROOM, before=now - BUCKETS_KEPT, limit=PRUNED_AT_MOST)
         )
 
 

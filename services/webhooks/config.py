@@ -127,6 +127,22 @@ class WebhooksSettings(RoomSettings):
     webhooks_admin_request_retention_days: int = Field(default=30, ge=1)
     webhooks_signature_failure_retention_days: int = Field(default=90, ge=1, description="of this room's own")
 
+    @field_validator("webhooks_business_closes")
+    @classmethod
+    def _after_opening(cls, closes: time, info: ValidationInfo) -> time:
+        # Else there would be no business hours, and nobody would ever hear of a silence.
+        opens = info.data.get("webhooks_business_opens")
+        if opens is not None and closes <= opens:
+            raise ValueError("must be later on the same day than WEBHOOKS_BUSINESS_OPENS")
+        return closes
+
+    @field_validator("webhooks_business_days")
+    @classmethod
+    def _weekdays(cls, days: frozenset[int]) -> frozenset[int]:
+        if not days <= set(range(7)):
+            raise ValueError("must be numbers from 0, Monday, to 6, Sunday")
+        return days
+
     @field_validator("webhooks_trusted_proxies")
     @classmethod
     def _are_networks(cls, value: str) -> str:

@@ -303,7 +303,16 @@ async def test_what_is_old_is_forgotten(
 ) -> None:
     old = await tick(engine, maintenance, "settle_expired", NOON)
     new = await tick(engine, maintenance, "settle_expired", NOON + timedelta(days=40))
+    admin.execute("DELETE FROM ops.rate_limit_buckets")
+    admin.execute(
+        "INSERT INTO ops.rate_limit_buckets (room, key, tat)"
+        " VALUES ('scheduler', 'old', %(now)s::timestamptz - interval '25 hours'), ('scheduler', 'new', %(now)s),"
+        " ('ledger', 'old', '2020-01-01')",
+        {"now": NOON + timedelta(days=40)},
+    )
     await actions.prune(engine, now=NOON + timedelta(days=40))
+    buckets = admin.execute("SELECT room, key FROM ops.rate_limit_buckets ORDER BY room").fetchall()
+    assert buckets == [("ledger", "old"), ("scheduler", "new")]
     kept = {row[0] for row in admin.execute("SELECT id FROM job_runs").fetchall()}
     assert new.id in kept
     assert old.id not in kept

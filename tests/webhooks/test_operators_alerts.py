@@ -1,13 +1,16 @@
 """When spikes and silence deserve a person: once for each of them, until it is over."""
 
 from datetime import UTC, datetime, time, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from services.webhooks.rules import health
 from services.webhooks.rules.health import BusinessHours, Failure
+from tests.webhooks.harness import room_settings
 
 MONDAY_NOON = datetime(2026, 11, 23, 6, 30, tzinfo=UTC)  # 12:00 in India
 HOURS = BusinessHours(time(10), time(19), frozenset(range(5)))
@@ -70,6 +73,24 @@ def test_other_hours_and_days_may_be_chosen() -> None:
 
     assert not silent(sunday, sunday - timedelta(hours=1), weekend)
     assert silent(sunday, sunday - timedelta(hours=6), weekend)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (
+            {"webhooks_business_opens": "22:00", "webhooks_business_closes": "06:00"},
+            "WEBHOOKS_BUSINESS_OPENS",
+        ),
+        ({"webhooks_business_opens": "19:00"}, "WEBHOOKS_BUSINESS_OPENS"),
+        ({"webhooks_business_days": [1, 7]}, "0, Monday, to 6, Sunday"),
+    ],
+)
+def test_hours_in_which_nobody_would_hear_of_a_silence_are_refused(
+    secrets: Any, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValidationError, match=named):
+        room_settings("postgresql://x", secrets, "127.0.0.1:1", **changes)
 
 
 def keys(*failures: Failure, now: datetime = MONDAY_NOON) -> list[str]:
