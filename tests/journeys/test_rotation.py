@@ -80,7 +80,7 @@ class Provider:
         async def buying() -> None:
             while True:
                 await self.buy()
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.06)
 
         task = asyncio.create_task(buying())
         try:
