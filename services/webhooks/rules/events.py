@@ -116,4 +116,5 @@ class Glance:
     event_type: str | None = None
     aggregate_id: str | None = None
     tenant_id: str | None = None
-    event_id: str | None = None  # of a provider that signs it; shown before what a header claims, decides nothing
+    # Of a provider that signs it; shown before what a header claims, decides nothing.
+    event_id: str | None = None
