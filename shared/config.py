@@ -3,9 +3,10 @@
 import re
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 
@@ -15,12 +16,22 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
 
+def _fit_for_metadata(key: SecretStr) -> SecretStr:
+    # gRPC would refuse every call with it, one by one and in words that name no setting.
+    if not re.fullmatch(r"[\x21-\x7e]+", key.get_secret_value()):
+        raise PydanticCustomError("key", "it must be printable ASCII without blanks")
+    return key
+
+
+Key = Annotated[SecretStr, Field(min_length=16), AfterValidator(_fit_for_metadata)]
+
+
 class RoomSettings(Settings):
     """What every room needs."""
 
-    gateway_secret: SecretStr = Field(min_length=16, description="key of internal services")
-    operator_secret: SecretStr = Field(min_length=16, description="key of operators: Admin services")
-    room_secret: SecretStr = Field(min_length=16, description="key of rooms among themselves")
+    gateway_secret: Key = Field(description="key of internal services")
+    operator_secret: Key = Field(description="key of operators: Admin services")
+    room_secret: Key = Field(description="key of rooms among themselves")
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
     reflection: bool = Field(default=True, description="serve reflection to holders of any key")
     admin_calls_per_15_minutes: int = Field(

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import psycopg
+
 from shared import migrations
 from shared.migrations import Schema
+from shared.startup import address_flaw
 
 HOUSE = Path(__file__).resolve().parent.parent
 
@@ -42,13 +45,16 @@ def passwords_from(environment: Mapping[str, str]) -> dict[str, str]:
     passwords = {}
     problems = []
     for role, variable in LOGINS.items():
-        url = urlsplit(environment.get(variable, ""))
+        given = environment.get(variable, "")
+        url = urlsplit("" if address_flaw(given) else given)
         if url.username != role or not url.password:
             problems.append(f"  {variable} must be postgresql://{role}:<password>@<host>:<port>/<database>")
         else:
             passwords[role] = unquote(url.password)
     if "DATABASE_URL" not in environment:
         problems.append("  DATABASE_URL must name the database and its administrator")
+    elif wrong := address_flaw(environment["DATABASE_URL"]):
+        problems.append(f"  DATABASE_URL: {wrong}")
     if problems:
         raise SystemExit("\n".join(["The settings are not complete:", *problems]))
     return passwords
@@ -57,5 +63,9 @@ def passwords_from(environment: Mapping[str, str]) -> dict[str, str]:
 def migrate_from_environment() -> None:
     """`python -m suite migrate`: for containers, where nobody generates passwords."""
     passwords = passwords_from(os.environ)
-    for revision in migrate(os.environ["DATABASE_URL"], passwords):
+    try:
+        applied = migrate(os.environ["DATABASE_URL"], passwords)
+    except psycopg.OperationalError as error:
+        raise SystemExit(f"DATABASE_URL: the database did not answer: {error}") from None
+    for revision in applied:
         print(f"applied {revision}")

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, SecretStr
 from pydantic_core import PydanticCustomError
 
 from shared.config import Settings
+from shared.startup import address_flaw
 from suite import addresses
 
 
@@ -24,6 +25,8 @@ def _postgresql(url: SecretStr | None) -> SecretStr | None:
         raise PydanticCustomError(
             "database", "it must be postgresql://<user>:<password>@<host>:<port>/<database>"
         )
+    if url and (wrong := address_flaw(url.get_secret_value())):
+        raise PydanticCustomError("database", "{wrong}", {"wrong": wrong})
     return url
 
 
