@@ -111,15 +111,17 @@ class Inbox:
             raise
 
     async def _idle_for_more(self) -> list[tuple[NewEvent, asyncio.Future[bool]]]:
-        if self._closing:
-            return []
-        called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._idle.append(called)
-        try:
-            await asyncio.wait([called], timeout=_KEEP_SECONDS)
-        finally:
-            if not called.done():
-                self._idle.remove(called)
+        while not self._closing:
+            called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._idle.append(called)
+            try:
+                await asyncio.wait([called], timeout=_KEEP_SECONDS)
+            finally:
+                if not called.done():
+                    self._idle.remove(called)
+            # The other writer may have been quicker; then there will be more in a moment.
+            if (batch := self._next_batch()) or not called.done():
+                return batch
         return self._next_batch()
 
     def _next_batch(self) -> list[tuple[NewEvent, asyncio.Future[bool]]]:
