@@ -12,7 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.webhooks.conftest import Start
-from tests.webhooks.harness import OLD_SECRET, PAYLOADS, SAMPLES, Running, charged, sample, signature
+from tests.webhooks.harness import (
+    OLD_SECRET,
+    PAYLOADS,
+    SAMPLES,
+    Running,
+    charged,
+    eventually,
+    sample,
+    signature,
+)
 
 FAILURES = "SELECT * FROM billing_signature_failures"
 
@@ -112,8 +121,7 @@ async def test_an_odd_signature_is_401_and_recorded(start: Start, headers: list[
 
     assert answer.status_code == 401
     assert answer.json()["error"]["code"] == "INVALID_SIGNATURE"
-    await asyncio.sleep(0.1)
-    [failure] = await room.rows(FAILURES)
+    [failure] = await eventually(lambda: room.rows(FAILURES))
     assert (failure["endpoint"], failure["tenant_id"], failure["remote_ip"]) == ("webhook", None, "127.0.0.1")
     assert (failure["user_agent"], failure["payload_id"]) == ("tester", "evt123")
     assert await room.rows() == []
@@ -125,7 +133,12 @@ async def test_a_flood_of_forgeries_fills_no_disk(start: Start) -> None:
     answers = await asyncio.gather(*(room.post(b"{}", secret="wrong-secret") for _ in range(100)))
 
     assert {answer.status_code for answer in answers} == {401}
-    await asyncio.sleep(0.1)
+
+    async def written() -> bool:
+        return len(await room.rows(FAILURES)) >= 30
+
+    await eventually(written)
+    await asyncio.sleep(0.1)  # no more than these come
     assert len(await room.rows(FAILURES)) == 30
     metrics = (await room.http.get(f"{room.url}/metrics")).text
     assert 'billing_webhook_signature_failures_total{provider="razorpay"} 100.0' in metrics
@@ -265,10 +278,11 @@ async def test_endless_headers_are_cut_off(start: Start) -> None:
             await writer.drain()
         return await reader.read()
 
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(ConnectionError):  # if the refusal overtook what was still on its way
         answer = await asyncio.wait_for(flood(), 3)
-        assert answer == b""
-    assert writer.transport.is_closing()
+        assert answer.startswith(b"HTTP/1.1 431")
+    assert reader.at_eof() or reader.exception()
+    writer.close()
 
 
 async def test_health_metrics_and_wrong_turns(room: Running) -> None:
