@@ -103,3 +103,32 @@ def test_a_refusal_is_told_by_its_reason() -> None:
     error = NotFound("acme has no such thing", reason="UNKNOWN_TENANT", tenant_id="acme")
     assert logs.described(error) == "shared.errors.NotFound(reason=UNKNOWN_TENANT)"
     assert "hunter2" not in logs.described(ValueError(SecretStr("hunter2").get_secret_value()))
+
+
+def test_threads_destructors_and_callbacks_are_told_without_values() -> None:
+    lines, everything = written(
+        """
+import gc, threading
+class Falling:
+    def __del__(self):
+        raise RuntimeError("can" + "ary")
+def failing(*given):
+    raise ValueError("can" + "ary")
+thread = threading.Thread(target=failing)
+thread.start()
+thread.join()
+Falling()
+gc.collect()
+async def main():
+    asyncio.get_running_loop().call_soon(failing, "can" + "ary", {"cvv": "can" + "ary"})
+    await asyncio.sleep(0.01)
+asyncio.run(main())
+"""
+    )
+    assert "canary" not in everything
+    assert [line["event"] for line in lines] == [
+        "thread_crashed",
+        "unraisable",
+        "Exception in callback failing",
+    ]
+    assert all("Error()" in line["exception"] for line in lines)

@@ -41,6 +41,10 @@ def refused(request: Message) -> errors.InvalidArgument:
         (debit(description=CARD), "description"),
         (debit(description=f"paid with {PRINTED} today"), "description"),
         (debit(description="amex 3782-822463-10005"), "description"),
+        (debit(description="a card 4111\u00a01111\u00a01111\u00a01111 of a web page"), "description"),
+        (debit(description="4111.1111.1111.1111"), "description"),
+        (debit(metadata={"card[cvv]": "x"}), "metadata[card[cvv]]"),
+        (debit(metadata={f"{CARD}\0": "x"}), "metadata[…]"),
         (debit(metadata={"note": CARD}), "metadata[note]"),
         (debit(metadata={"CVV": "123"}), "metadata[CVV]"),
         (debit(metadata={"card_number": "x"}), "metadata[card_number]"),
@@ -88,6 +92,7 @@ def test_every_door_refuses_and_repeats_nothing(request_: Message, field: str) -
         debit(description="order 4111111111111112 of 16 digits"),
         debit(metadata={"pin": "560001", "number": "123456789012", "track": "5"}),
         debit(metadata={"password": ""}),
+        debit(metadata={"password": sensitive.MASK, "note": sensitive.MASK}),  # masked where it was taken in
     ],
 )
 def test_what_is_no_card_passes(request_: Message) -> None:
