@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import os
+import re
 import resource
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,6 +17,7 @@ import httpx
 import psycopg
 import pytest
 
+from suite import processes
 from tests.webhooks.conftest import Start
 from tests.webhooks.harness import Running, charged, eventually, sample
 from tests.webhooks.processes import Process, post, process
@@ -165,6 +168,12 @@ def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def descriptors_allowed(pid: int) -> tuple[int, int]:
+    """Soft and hard."""
+    [found] = re.findall(r"Max open files +(\d+) +(\d+)", Path(f"/proc/{pid}/limits").read_text())
+    return int(found[0]), int(found[1])
+
+
 async def deliver_meanwhile(room: Process, slow: list[Slow], tenant: str, *, seconds: float) -> Seen:
     """Good deliveries, each over a connection of its own, while the slow ones drip."""
     seen = Seen()
@@ -243,6 +252,36 @@ async def test_ever_more_connections_give_way_to_good_deliveries(
     assert seen.descriptors <= before + 70
     assert alive <= 64
     assert 'billing_webhook_connections_closed_total{reason="evicted"}' in metrics
+
+
+def allow_descriptors(monkeypatch: pytest.MonkeyPatch, *, soft: int, hard: int) -> None:
+    """For processes that are started from now on."""
+    die_with_parent = processes.die_with_parent
+
+    def limited(number: signal.Signals) -> Callable[[], None]:
+        prepare = die_with_parent(number)
+
+        def run() -> None:
+            prepare()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        return run
+
+    monkeypatch.setattr(processes, "die_with_parent", limited)
+
+
+async def test_with_few_descriptors_it_takes_fewer_connections_and_goes_on(
+    ingress: Callable[..., Any], tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow_descriptors(monkeypatch, soft=48, hard=64)
+    room = await ingress()
+
+    with attack(room.url, 60, (silent, dripping_body)) as slow:
+        seen = await deliver_meanwhile(room, slow, tenant, seconds=1)
+
+    assert set(seen.statuses) == {200}
+    assert seen.descriptors <= 64
+    assert descriptors_allowed(room.pid) == (64, 64)
 
 
 @pytest.mark.soak

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import re
 import time
 from collections.abc import Sequence
 
@@ -28,7 +27,6 @@ from shared import logs
 from shared.clock import Clock
 
 _CLOSE = {"connection": "close"}
-_UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 _log = logs.get_logger()
 
@@ -153,7 +151,7 @@ class Ingress:
                 endpoint="webhook",
                 tenant_id=None,  # the body may name one, but nobody signed it
                 remote_ip=str(address) if address else None,
-                user_agent=_UNPRINTABLE.sub("?", request.headers.get("user-agent", ""))[:200] or None,
+                user_agent=request.headers.get("user-agent"),
                 payload_id=claimed or f"sha256:{await _digest(body)}",
             )
         )

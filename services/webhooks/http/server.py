@@ -76,7 +76,7 @@ def connections_allowed(connections_max: int) -> int:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= connections_max + _OTHER_DESCRIPTORS:
         return connections_max
-    allowed = max(16, min(connections_max, soft - _OTHER_DESCRIPTORS, soft // 2))
+    allowed = min(connections_max, max(16, soft // 4, soft - _OTHER_DESCRIPTORS))
     _log.warning("few_descriptors", limit=soft, connections_max=allowed)
     return allowed
 
