@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ async def evidence() -> AsyncIterator[Evidence]:
     with sink(canaries, "alerts") as alerts, sink(canaries, "notices") as notices:
         suite = RunningSuite(folder, **telling_settings(canaries, alerts, notices))
         try:
-            await asyncio.to_thread(suite.start)
+            with cores_allowed():
+                await asyncio.to_thread(suite.start)
             found.told_sinks = (alerts, notices)
             await drive(suite, found)
             await collect(suite, found)
@@ -85,6 +87,15 @@ async def evidence() -> AsyncIterator[Evidence]:
             if suite.process is not None:
                 await asyncio.to_thread(suite.stop)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def cores_allowed() -> Iterator[None]:
+    """Many a machine has them switched off, and then nobody sees who left them on."""
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_CORE, before)
 
 
 def folder_of_secrets(canaries: Canaries) -> Path:
@@ -118,6 +129,8 @@ def telling_settings(canaries: Canaries, alerts: Sink, notices: Sink) -> dict[st
         "WEBHOOKS_DELIVERY_BACKOFF_SECONDS": "0.05",
         "WEBHOOKS_DELIVERY_LEASE_SECONDS": "12",
         "WEBHOOKS_RECEIVE_SECONDS": "1",
+        # So that what strangers claim in X-Forwarded-For is read at all.
+        "WEBHOOKS_TRUSTED_PROXIES": "127.0.0.1",
         "BILLING_ALERT_WEBHOOK_URL": alerts.url,
         "BILLING_NOTIFICATION_WEBHOOK_URL": notices.url,
         "BILLING_NOTIFICATION_SECRET": canaries.secret(),
