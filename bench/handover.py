@@ -62,8 +62,9 @@ class Handover:
             began_with, ratios = self._balances(), []
             with self._world.webhooks(self._database, behind.subscriptions) as (address, _):
                 if self._kind == self._plan.backlogs[0]:
-                    ratios += self._steady(provider, address)
-                idle = self._beside(provider, address, self._plan.idle_seconds, "inbox empty")
+                    for kind in (CHARGES, self._kind):
+                        ratios += self._steady(provider, address, kind)
+                idle = self._beside(provider, address, self._plan.idle_seconds, f"{self._kind}, inbox empty")
                 self._settle()
             with self._world.webhooks(self._database, behind.subscriptions, delivers=False) as (address, _):
                 self._store(provider, address)
@@ -101,16 +102,16 @@ class Handover:
             )
         return [{**each, "plan_id": known[each["subscription_id"]]} for each in bought]
 
-    def _steady(self, provider: Child, address: str) -> list[Ratio]:
+    def _steady(self, provider: Child, address: str, kind: str) -> list[Ratio]:
         """So many a second that subscriptions apply and the ledger books."""
-        answer = self._send(provider, address, STEADY_PER_SECOND, self._plan.applied_seconds, CHARGES)
+        answer = self._send(provider, address, STEADY_PER_SECOND, self._plan.applied_seconds, kind)
         self._settle()
         with self._connected() as db:
             waited = [row[0] for row in db.execute(_SINCE, [answer["began_at"]])]
-        name = f"{STEADY_PER_SECOND}/s: from taken in to applied"
+        name = f"{kind}, {STEADY_PER_SECOND}/s: from taken in to applied"
         for share, value in (("p50", 0.5), ("p99", 0.99)):
             self._rate(f"{name}, {share}", "ms").rounds.append(percentile(waited, value) * 1000)
-        self._rate(f"{STEADY_PER_SECOND}/s: taking in, p99", "ms").rounds.append(answer["p99_ms"])
+        self._rate(f"{kind}, {STEADY_PER_SECOND}/s: taking in, p99", "ms").rounds.append(answer["p99_ms"])
         slowest = percentile(waited, 0.99)
         return [Ratio(f"{name}: p99, s", slowest, APPLIED_P99_SECONDS_MAX, at_least=False)]
 
@@ -118,7 +119,7 @@ class Handover:
         """How long the provider waits for its answers at the rate that arrives beside a backlog."""
         answer = self._send(provider, address, BESIDE_PER_SECOND, seconds, self._kind)
         for share in ("p50", "p99"):
-            rate = self._rate(f"{BESIDE_PER_SECOND}/s taken in, {name}, {share}", "ms")
+            rate = self._rate(f"{name}, {BESIDE_PER_SECOND}/s: taking in, {share}", "ms")
             rate.rounds.append(answer[f"{share}_ms"])
         return float(answer["p99_ms"])
 
@@ -135,7 +136,7 @@ class Handover:
     def _drain(self, provider: Child, address: str, idle: float, pids: dict[str, int]) -> list[Ratio]:
         """The backlog becomes less while more arrives."""
         used = {name: seconds_of(pid) for name, pid in pids.items()}
-        name = f"{self._plan.backlog:,} backlogged"
+        name = f"{self._kind}, {self._plan.backlog:,} backlogged"
         before, began_at = self._count(_DONE), time.monotonic()
         busy = self._beside(provider, address, self._plan.drain_seconds, name)
         took, drained = time.monotonic() - began_at, self._count(_DONE) - before
@@ -147,8 +148,8 @@ class Handover:
             spent = (seconds_of(pid) - used[room]) / max(1, drained)
             self._rate(f"{name}: processor time of {room}", "ms/event").rounds.append(spent * 1000)
         return [
-            Ratio(f"{self._kind}: {name}: handed on, events/s", rate, DRAIN_PER_SECOND_MIN),
-            Ratio(f"{self._kind}: {name}: p99 of taking in ÷ inbox empty", busy / idle, 2, at_least=False),
+            Ratio(f"{name}: handed on, events/s", rate, DRAIN_PER_SECOND_MIN),
+            Ratio(f"{name}: p99 of taking in ÷ inbox empty", busy / idle, 2, at_least=False),
         ]
 
     def _settle(self, *what: str) -> None:
@@ -205,5 +206,4 @@ class Handover:
         return psycopg.connect(self._world.admin_url(self._database), autocommit=True)
 
     def _rate(self, name: str, unit: str) -> Rate:
-        name = f"{self._kind}: {name}"
         return self.rates.setdefault(name, Rate(name, unit))
