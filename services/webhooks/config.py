@@ -109,7 +109,7 @@ class WebhooksSettings(RoomSettings):
     webhooks_delivery_attempts: int = Field(default=10, ge=1)
     webhooks_delivery_backoff_seconds: float = Field(default=2.0, gt=0)
     webhooks_delivery_lease_seconds: float = Field(default=30.0, gt=0)
-    webhooks_delivery_call_seconds: float = Field(default=10.0, gt=0)
+    webhooks_delivery_call_seconds: float = Field(default=10.0, gt=0, validate_default=True)
 
     webhooks_silence_minutes: int = Field(default=30, ge=1)
     webhooks_business_opens: time = Field(default=time(10), description="Indian time")
@@ -148,6 +148,15 @@ class WebhooksSettings(RoomSettings):
     def _are_networks(cls, value: str) -> str:
         addresses.networks(value)
         return value
+
+    @field_validator("webhooks_delivery_call_seconds")
+    @classmethod
+    def _ends_before_the_lease(cls, seconds: float, info: ValidationInfo) -> float:
+        if seconds >= info.data.get("webhooks_delivery_lease_seconds", seconds + 1):
+            raise ValueError(
+                "must be less than WEBHOOKS_DELIVERY_LEASE_SECONDS, or a slow answer is written down by nobody"
+            )
+        return seconds
 
     @field_validator("razorpay_webhook_secret_previous", mode="before")
     @classmethod

@@ -17,7 +17,7 @@ class Metrics:
         self.signature_failures = Counter(
             "billing_webhook_signature_failures",
             "Deliveries refused for their signature, recorded in the database or not",
-            ["provider"],
+            ["provider", "endpoint"],
             registry=self._registry,
         )
         self.signed = Counter(

@@ -293,6 +293,7 @@ def _failure(failure: SignatureFailure) -> admin.SignatureFailure:
         remote_ip=failure.remote_ip or "",
         user_agent=failure.user_agent or "",
         payload_id=failure.payload_id or "",
+        path=failure.path or "",
         created_at=_stamp(failure.created_at),
     )
 

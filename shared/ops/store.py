@@ -104,6 +104,7 @@ async def record_signature_failure(
     remote_ip: str | None,
     user_agent: str | None,
     payload_id: str | None,
+    path: str | None = None,
 ) -> str:
     """Record one forged or mis-keyed call and return its id; what strangers say is made fit to be kept."""
     failure_id = new_id("sig")
@@ -116,6 +117,7 @@ async def record_signature_failure(
             remote_ip=strangers.address(remote_ip),
             user_agent=strangers.agent(user_agent),
             payload_id=strangers.identifier(payload_id),
+            path=path,
         )
     )
     return failure_id

@@ -64,10 +64,17 @@ billing_signature_failures = Table(
     Column("user_agent", Text),
     Column("payload_id", Text),
     _created_at(),
+    Column("path", Text),
     PrimaryKeyConstraint("id", name="billing_signature_failures_pk"),
     CheckConstraint("endpoint IN ('webhook', '/payment/verify')", name="billing_signature_failures_endpoint"),
 )
 Index("billing_signature_failures_recent", billing_signature_failures.c.created_at)
+Index(
+    "billing_signature_failures_tenant",
+    billing_signature_failures.c.tenant_id,
+    billing_signature_failures.c.created_at,
+    postgresql_where=text("tenant_id IS NOT NULL"),
+)
 
 billing_audit_log = Table(
     "billing_audit_log",

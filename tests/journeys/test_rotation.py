@@ -244,7 +244,7 @@ async def test_ours_first_then_the_providers_loses_nothing(scene: Scene) -> None
             answer = await http.post(f"{ingress.url}/webhooks/razorpay", content=late, headers=headers)
             metrics = (await http.get(f"{ingress.url}/metrics")).text
         assert answer.status_code == 401
-        assert 'signature_failures_total{provider="razorpay"} 1.0' in metrics
+        assert 'signature_failures_total{endpoint="",provider="razorpay"} 1.0' in metrics
         assert await eventually(scene.refused) == 1
 
 

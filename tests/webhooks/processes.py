@@ -101,6 +101,7 @@ def environment(url: str, secrets: Any, address: str, **settings: str) -> dict[s
         "SUBSCRIPTIONS_ADDRESS": address,
         "RAZORPAY_WEBHOOK_SECRET": SECRET,
         "WEBHOOKS_DELIVERY_LEASE_SECONDS": "1",
+        "WEBHOOKS_DELIVERY_CALL_SECONDS": "0.9",
         "WEBHOOKS_DELIVERY_BACKOFF_SECONDS": "0.05",
         **settings,
     }

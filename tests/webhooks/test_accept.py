@@ -141,7 +141,7 @@ async def test_a_flood_of_forgeries_fills_no_disk(start: Start) -> None:
     await asyncio.sleep(0.1)  # no more than these come
     assert len(await room.rows(FAILURES)) == 30
     metrics = (await room.http.get(f"{room.url}/metrics")).text
-    assert 'billing_webhook_signature_failures_total{provider="razorpay"} 100.0' in metrics
+    assert 'billing_webhook_signature_failures_total{endpoint="",provider="razorpay"} 100.0' in metrics
 
 
 async def test_both_secrets_are_good_during_a_rotation(start: Start, tenant: str) -> None:
@@ -177,6 +177,12 @@ async def test_an_endpoint_has_its_own_account_mode_and_secrets(start: Start, te
     assert unknown.json() == {"status": "duplicate"}
     identities = {(row["account_id"], row["mode"]) for row in await room.rows()}
     assert identities == {("acc_x", "live"), ("acc_x", "test"), ("default", "test")}
+
+    async def recorded() -> object:
+        rows = await room.rows("SELECT path FROM billing_signature_failures ORDER BY created_at")
+        return len(rows) == 2 and rows
+
+    assert [row["path"] for row in await eventually(recorded)] == ["shop-live", "shop-test"]
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"\x00", b'{"event":"\x00"}', b"[" * 100_000, b"9" * 5000])

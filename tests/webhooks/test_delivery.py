@@ -221,7 +221,7 @@ async def test_a_failure_blocks_nothing_behind_it(start: Start, tenant: str) -> 
 
 
 async def test_a_dead_workers_claim_is_taken_over_and_its_answer_refused(start: Start, tenant: str) -> None:
-    room = await start(deliver=False, webhooks_delivery_lease_seconds=0.3)
+    room = await start(deliver=False, webhooks_delivery_lease_seconds=0.3, webhooks_delivery_call_seconds=0.2)
     await room.post(charged(tenant))
     [stale] = await room.room.courier.claim(10)
 
@@ -236,7 +236,12 @@ async def test_a_dead_workers_claim_is_taken_over_and_its_answer_refused(start: 
 
 
 async def test_a_body_that_kills_its_workers_becomes_a_dead_letter(start: Start, tenant: str) -> None:
-    room = await start(deliver=False, webhooks_delivery_lease_seconds=0.01, webhooks_delivery_attempts=3)
+    room = await start(
+        deliver=False,
+        webhooks_delivery_lease_seconds=0.01,
+        webhooks_delivery_call_seconds=0.009,
+        webhooks_delivery_attempts=3,
+    )
     await room.post(charged(tenant))
 
     for _ in range(3):

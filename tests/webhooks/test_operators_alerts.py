@@ -117,6 +117,12 @@ def test_one_cause_is_one_alert() -> None:
     assert keys(*many(6, tenant="a"), *many(6, tenant="b")) == ["endpoint:webhook"]
 
 
+def test_each_of_a_providers_addresses_has_its_own_count() -> None:
+    live = [Failure("webhook", None, MONDAY_NOON - timedelta(minutes=n), "live") for n in range(10)]
+    assert keys(*live, *many(9)) == ["endpoint:webhook/live"]
+    assert keys(*live[:6], *many(6)) == []
+
+
 def test_a_spike_is_over_an_hour_after_its_last_ten() -> None:
     failures = many(15)
     last = max(failure.created_at for failure in failures)

@@ -82,7 +82,9 @@ async def test_an_event_in_the_middle_of_an_attempt_is_left_to_it(room: Running,
 
 async def test_a_worker_that_comes_late_does_not_end_the_replay(start: Start, tenant: str) -> None:
     """Its answer is from before the replay, which was wanted for what was mended since."""
-    room = await start(deliver=False, webhooks_delivery_lease_seconds=0.05)
+    room = await start(
+        deliver=False, webhooks_delivery_lease_seconds=0.05, webhooks_delivery_call_seconds=0.04
+    )
     await room.post(charged(tenant))
     [stale] = await room.room.courier.claim(1)
     await asyncio.sleep(0.1)

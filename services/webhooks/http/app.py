@@ -143,15 +143,16 @@ class Ingress:
         return ("stored" if new else "duplicate"), JSONResponse({"status": "stored" if new else "duplicate"})
 
     async def _refuse(self, request: Request, endpoint: Endpoint, body: bytes) -> tuple[str, Response]:
-        self._metrics.signature_failures.labels(provider=endpoint.provider).inc()
+        self._metrics.signature_failures.labels(provider=endpoint.provider, endpoint=endpoint.path).inc()
         address = self._sender(request)
         claimed = PROVIDERS[endpoint.provider].event_id(request.headers.raw)
         self._failures.record(
             SignatureFailure(
                 endpoint="webhook",
+                path=endpoint.path or None,
                 tenant_id=None,  # the body may name one, but nobody signed it
                 remote_ip=str(address) if address else None,
-                user_agent=request.headers.get("user-agent"),
+                user_agent=request.headers.get("user-agent", "")[:512],  # cleaning costs time by its length
                 payload_id=claimed or f"sha256:{await _digest(body)}",
             )
         )

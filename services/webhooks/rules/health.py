@@ -51,6 +51,12 @@ class Failure:
     endpoint: str
     tenant_id: str | None
     created_at: datetime
+    path: str | None = None
+
+    @property
+    def address(self) -> str:
+        """The endpoint, by the last part of its path where a provider has several: each has secrets of its own."""
+        return f"{self.endpoint}/{self.path}" if self.path else self.endpoint
 
 
 def silence(
@@ -82,7 +88,7 @@ def signature_spikes(failures: Sequence[Failure], now: datetime, threshold: int)
     """
     tenants = _spiking(failures, lambda failure: failure.tenant_id, now, threshold)
     others = [failure for failure in failures if failure.tenant_id not in tenants]
-    endpoints = _spiking(others, lambda failure: failure.endpoint, now, threshold)
+    endpoints = _spiking(others, lambda failure: failure.address, now, threshold)
     alerts = [
         Alert(
             key=f"webhooks.signature_spike:tenant:{tenant}",

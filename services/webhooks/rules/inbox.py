@@ -76,5 +76,6 @@ class SignatureFailure:
     remote_ip: str | None
     user_agent: str | None
     payload_id: str | None
+    path: str | None = None  # of the endpoint; None: the default one, or none
     created_at: datetime | None = None
     id: str = ""

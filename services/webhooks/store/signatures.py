@@ -24,6 +24,7 @@ async def insert_failures(db: AsyncConnection, failures: Sequence[SignatureFailu
             remote_ip=failure.remote_ip,
             user_agent=failure.user_agent,
             payload_id=failure.payload_id,
+            path=failure.path,
         )
 
 
@@ -44,6 +45,7 @@ async def list_failures(
         table.c.remote_ip,
         table.c.user_agent,
         table.c.payload_id,
+        table.c.path,
         table.c.created_at,
     )
     if tenant_id:
@@ -64,7 +66,7 @@ async def newest_failures(
     """The database's present, by which failures are dated, and the newest failures of the window that ends there."""
     now: datetime = (await db.execute(select(func.now()))).scalar_one()
     query = (
-        select(table.c.endpoint, table.c.tenant_id, table.c.created_at)
+        select(table.c.endpoint, table.c.tenant_id, table.c.created_at, table.c.path)
         .where(table.c.created_at > now - window)
         .order_by(table.c.created_at.desc())
         .limit(limit)

@@ -18,7 +18,7 @@ from tests.webhooks.harness import Subscriptions, charged, eventually, neighbour
 from tests.webhooks.processes import Process, post, process
 
 PATIENCE_SECONDS = 30.0  # on a machine with much else to do
-LEASE_SECONDS = "2"
+CALL_SECONDS = 6
 
 
 @dataclass
@@ -50,6 +50,12 @@ class House:
     async def done(self) -> bool:
         return bool((await self.row())["processed"])
 
+    async def lease_is_over(self) -> None:
+        """As if the claim were half a minute old."""
+        await self.db.execute(
+            "UPDATE webhook_events SET locked_until = clock_timestamp() WHERE NOT processed"
+        )
+
     async def taken_by_the_first(self, body: bytes) -> None:
         """Sent, claimed, applied, and the answer is under way."""
         await self.first.start()
@@ -68,15 +74,14 @@ async def house(database: Database, secrets: Secrets, db: psycopg.AsyncConnectio
             secrets,
             address,
             WEBHOOKS_DELIVERY_POLL_SECONDS="0.1",
-            WEBHOOKS_DELIVERY_LEASE_SECONDS=LEASE_SECONDS,
-            WEBHOOKS_DELIVERY_CALL_SECONDS="4",
+            WEBHOOKS_DELIVERY_LEASE_SECONDS="30",
+            WEBHOOKS_DELIVERY_CALL_SECONDS=str(CALL_SECONDS),
         ) as first,
         process(
             database,
             secrets,
             address,
             WEBHOOKS_DELIVERY_POLL_SECONDS="0.1",
-            WEBHOOKS_DELIVERY_LEASE_SECONDS=LEASE_SECONDS,
         ) as second,
         httpx.AsyncClient(timeout=5) as http,
     ):
@@ -90,6 +95,7 @@ async def test_killed_after_the_effect_and_before_the_mark(house: House, tenant:
     await house.taken_by_the_first(charged(tenant))
 
     await house.first.end(signal.SIGKILL)
+    await house.lease_is_over()
     await house.first.start()
     await eventually(house.done, seconds=PATIENCE_SECONDS)
 
@@ -103,6 +109,7 @@ async def test_a_worker_that_thaws_after_its_lease_overwrites_nothing(house: Hou
     await house.taken_by_the_first(charged(tenant))
     house.first.send(signal.SIGSTOP)
     await house.second.start()
+    await house.lease_is_over()
     await eventually(house.done, seconds=PATIENCE_SECONDS)
     decided = await house.row()
 
@@ -121,11 +128,12 @@ async def test_a_failure_that_thaws_after_its_lease_puts_nothing_back(house: Hou
     await house.taken_by_the_first(charged(tenant))
     house.first.send(signal.SIGSTOP)
     await house.second.start()
+    await house.lease_is_over()
     await eventually(house.done, seconds=PATIENCE_SECONDS)
     decided = await house.row()
 
     # Its deadline has passed by the time it looks: to it the call has failed.
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(CALL_SECONDS)
     house.first.send(signal.SIGCONT)
     await eventually(lambda: told(house.first), seconds=PATIENCE_SECONDS)
 

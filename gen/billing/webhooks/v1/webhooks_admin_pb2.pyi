@@ -676,6 +676,7 @@ class SignatureFailure(_message.Message):
     USER_AGENT_FIELD_NUMBER: _builtins.int
     PAYLOAD_ID_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
     endpoint: _builtins.str
     """Where it came in: `webhook` or `/payment/verify`."""
     tenant_id: _builtins.str
@@ -686,6 +687,8 @@ class SignatureFailure(_message.Message):
     """As the request claimed, shortened."""
     payload_id: _builtins.str
     """What the request called itself: the claimed event id, or the start of the body's hash."""
+    path: _builtins.str
+    """The last part of the address, where a provider has several. Empty: the default address, or none."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it came."""
@@ -699,10 +702,11 @@ class SignatureFailure(_message.Message):
         user_agent: _builtins.str = ...,
         payload_id: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        path: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "endpoint", b"endpoint", "payload_id", b"payload_id", "remote_ip", b"remote_ip", "tenant_id", b"tenant_id", "user_agent", b"user_agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "endpoint", b"endpoint", "path", b"path", "payload_id", b"payload_id", "remote_ip", b"remote_ip", "tenant_id", b"tenant_id", "user_agent", b"user_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
