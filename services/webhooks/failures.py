@@ -33,7 +33,6 @@ class FailureLog:
 
     def record(self, failure: SignatureFailure) -> None:
         """Takes the failure down unless this minute has enough of them; returns at once and never raises."""
-        failure = _fit_to_log(failure)
         now = asyncio.get_running_loop().time()
         if now - self._window_began_at >= _WINDOW_SECONDS:
             if self._left_out:
@@ -44,6 +43,7 @@ class FailureLog:
             self._left_out += 1
             return
         self._taken[address] = self._taken.get(address, 0) + 1
+        failure = _fit_to_log(failure)
         self._waiting.append(failure)
         _log.warning("signature_refused", remote_ip=failure.remote_ip, payload_id=failure.payload_id)
         if self._writer is None or self._writer.done():
