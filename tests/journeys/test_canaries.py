@@ -155,8 +155,8 @@ async def drive(suite: RunningSuite, found: Evidence) -> None:
         await knock(suite, found.canaries, found.heard, TENANT)
         await call_every_door(caller)
         await live(caller, "calm")
-        await buy_with_a_card_in_the_body(caller, sandbox)
-        await annoy_provider(caller, sandbox)
+        payment_id = await buy_with_a_card_in_the_body(caller, sandbox)
+        await annoy_provider(caller, sandbox, payment_id)
         with refusing_tables(suite):
             await live(caller, "refused")
             await knock_once(caller, status={503})
@@ -233,6 +233,8 @@ def test_callers_words_are_where_they_belong(evidence: Evidence) -> None:
         *("ledger.credit_transactions", "ops.billing_audit_log", "webhooks.webhook_events"),
         *("subscriptions.billing_info", "subscriptions.billing_notifications"),
     }
+    # The provider's reason as well, without what nobody may keep of it.
+    assert b"was declined; password: [masked], Basic [masked]" in b"".join(evidence.tables.values())
     assert search.hits({"metrics": evidence.said["metrics"]}, evidence.canaries.whispers()) == []
 
 

@@ -20,6 +20,7 @@ from billing.subscriptions.v1 import subscriptions_pb2 as subscriptions_pb
 from billing.webhooks.v1 import webhooks_admin_pb2
 from google.protobuf.message import Message
 
+from suite.readiness import GrpcDoor, until_open
 from tests.journeys.trespassing import Caller, Sink, methods, signed
 from tests.suite.running import RunningSuite
 from tests.webhooks.harness import charged, eventually
@@ -97,19 +98,21 @@ async def ask(caller: Caller, name: str, request: Message) -> grpc.StatusCode:
     return status
 
 
-async def buy_with_a_card_in_the_body(caller: Caller, sandbox: httpx.AsyncClient) -> None:
-    """A real payment whose events hold what they must not: masked, and applied."""
+async def buy_with_a_card_in_the_body(caller: Caller, sandbox: httpx.AsyncClient) -> str:
+    """A real payment, by its id, whose events hold what they must not: masked, and applied."""
     request = subscriptions_pb.BuyCreditsRequest(
         tenant_id=TENANT, idempotency_key="bought", pack_code="small"
     )
     assert await ask(caller, "BuyCredits", request) is grpc.StatusCode.OK
     order = subscriptions_pb.BuyCreditsResponse.FromString(caller.heard.answers[-2])
     paid = await sandbox.post(f"/_sandbox/orders/{order.order_id}/pay", json={"deliver": False})
-    for delivery in paid.raise_for_status().json():
-        await knock_once(caller, json.loads(base64.b64decode(delivery["body_base64"])), status={200})
+    bodies = [json.loads(base64.b64decode(told["body_base64"])) for told in paid.raise_for_status().json()]
+    for body in bodies:
+        await knock_once(caller, body, status={200})
+    return str(bodies[0]["payload"]["payment"]["entity"]["id"])
 
 
-async def annoy_provider(caller: Caller, sandbox: httpx.AsyncClient) -> None:
+async def annoy_provider(caller: Caller, sandbox: httpx.AsyncClient, payment_id: str) -> None:
     """The provider's refusals quote what they were given, and more."""
     canaries = caller.canaries
     secret = caller.suite.runtime["secrets"]["razorpay_key_secret"]
@@ -129,7 +132,25 @@ async def annoy_provider(caller: Caller, sandbox: httpx.AsyncClient) -> None:
         caller.heard.expect(
             status is not grpc.StatusCode.OK, f"the provider's fault {turn} was met by nobody"
         )
+    # A refund that is refused leaves its reason in rows, for a person to read.
+    refused = {"kind": "refuse", "description": words, "path": "/v1/payments/*/refund", "times": 3}
+    (await sandbox.post("/_sandbox/faults", json=refused)).raise_for_status()
+    refund = subscriptions_admin_pb2.RefundPaymentRequest(
+        tenant_id=TENANT, idempotency_key="refund", payment_id=payment_id, actor="asha", reason="annoyed"
+    )
+    await eventually(lambda: _refused(caller, refund), seconds=10)
     await sandbox.delete("/_sandbox/faults")
+
+
+async def _refused(caller: Caller, refund: Message) -> bool:
+    """Whether the provider was asked by now; the payment is known once its event was applied."""
+    if await ask(caller, "RefundPayment", refund) is not grpc.StatusCode.OK:
+        return False
+    with psycopg.connect(admin_url(caller.suite)) as db:
+        found = db.execute(
+            "SELECT count(*) FROM subscriptions.billing_refunds WHERE status = 'failed'"
+        ).fetchone()
+    return bool(found and found[0])
 
 
 @contextmanager
@@ -188,15 +209,13 @@ async def killed_in_the_middle(caller: Caller, victims: tuple[str, ...]) -> None
         suite.kill(victim)
     await asyncio.gather(*traffic)
 
-    async def back() -> bool:
-        async with httpx.AsyncClient() as http:
-            try:
-                healthy = (await http.get(f"{suite.runtime['webhooks_http_url']}/healthz")).status_code == 200
-            except httpx.TransportError:
-                return False
-        return healthy and all(suite.pid(victim) not in (None, pid) for victim, pid in before.items())
+    async def others() -> bool:
+        return all(suite.pid(victim) not in (None, pid) for victim, pid in before.items())
 
-    await eventually(back, seconds=30)
+    await eventually(others, seconds=30)
+    doors = [GrpcDoor(room, address) for room, address in suite.runtime["addresses"].items()]
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(until_open(door) for door in doors))
 
 
 async def knock_once(caller: Caller, body: dict[str, Any] | None = None, *, status: set[int]) -> None:
