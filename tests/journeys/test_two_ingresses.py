@@ -116,7 +116,7 @@ async def test_what_names_nobody_or_nothing_of_ours_is_decided_and_its_neighbour
         changed(charge, "subscription", plan_id="plan_of_nobody"),
         changed(charge, "subscription", id="sub_of_nobody", notes={"tenant_id": "deleted"}),
         changed(charge, "subscription", id="sub_of_nobody", notes=[]),
-        changed(charge, "payment", amount=2**62, currency="XXX", notes={"tenant_id": buyer}),
+        changed(charge, "payment", amount=2**62, currency="XTS", notes={"tenant_id": buyer}),
     ]
 
     for number, body in enumerate([body for pair in zip(strange, good * 2, strict=False) for body in pair]):
