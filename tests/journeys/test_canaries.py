@@ -238,6 +238,13 @@ def test_callers_words_are_where_they_belong(evidence: Evidence) -> None:
     assert search.hits({"metrics": evidence.said["metrics"]}, evidence.canaries.whispers()) == []
 
 
+def test_no_sink_sends_us_elsewhere(evidence: Evidence) -> None:
+    """They answer with 302 and a canary; whoever follows would hand our alerts to anybody."""
+    for each, what in zip(evidence.told_sinks, ("alerts", "notices"), strict=True):
+        assert each.received
+        assert set(each.paths) == {f"/{what}/{each.token}"}
+
+
 def test_secrets_lie_in_their_owners_files_and_nowhere_else(evidence: Evidence) -> None:
     """The raw files of the database as well: what was in a row for a moment is still in them."""
     found = search.hits(evidence.files, evidence.needles)
