@@ -18,7 +18,6 @@ from services.subscriptions.rules.tasks import (
     ATTEMPTS_MAX,
     BACKOFF_BASE_SECONDS,
     BACKOFF_MAX_SECONDS,
-    COUNTERPARTS,
     LEASE,
     Counterpart,
     Task,
@@ -94,21 +93,30 @@ class Reconciler:
     async def _attempt(self, tenant_id: str) -> None:
         # A silent provider must not keep the ledger waiting, nor the other way round; but what one of them said may be
         # owed to the other.
-        while any(await asyncio.gather(*(self._empty_line(tenant_id, side) for side in COUNTERPARTS))):
-            pass
-
-    async def _empty_line(self, tenant_id: str, counterpart: Counterpart) -> bool:
-        """Perform what is due of a tenant's line; whether there was anything."""
-        # Looks again after each task: a neighbour's may have been written behind one that we hold.
-        performed = False
         try:
-            while claimed := await self._claim(1, tenant_id=tenant_id, counterpart=counterpart):
-                performed = True
-                await self._run(claimed)
+            async with transaction(self._engine) as db:
+                due = await store.find_due_sides(db, tenant_id, self._clock())
         except Exception:
             _log.exception("attempt_failed", tenant_id=tenant_id)  # the job takes it up
-            return False
-        return performed
+            return
+        while due:
+            told = await asyncio.gather(*(self._empty_line(tenant_id, side) for side in due))
+            due = set[Counterpart]().union(*told)
+
+    async def _empty_line(self, tenant_id: str, counterpart: Counterpart) -> set[Counterpart]:
+        """Perform what is due of a tenant's line; to whom else something was due after the last of it."""
+        # Looks again with each task: a neighbour's may have been written behind one that we hold.
+        due = {counterpart}
+        try:
+            while counterpart in due:
+                claimed = await self._claim(1, tenant_id=tenant_id, counterpart=counterpart)
+                if not claimed:
+                    return due - {counterpart}
+                [(_, due)] = await self._run(claimed)
+        except Exception:
+            _log.exception("attempt_failed", tenant_id=tenant_id)  # the job takes it up
+            return set()
+        return due
 
     async def reconcile(self, *, max_tasks: int, dry_run: bool) -> Reconciled:
         """Try everything that is due, each task once, those of one tenant in the order in which they arose."""
@@ -122,7 +130,7 @@ class Reconciler:
             claimed = await self._claim(min(left, AT_ONCE))
             if not claimed:
                 break
-            for outcome in await self._run(claimed):
+            for outcome, _ in await self._run(claimed):
                 counts[outcome] += 1
         async with transaction(self._engine) as db:
             still_due = await store.count_due(db, self._clock())
@@ -150,20 +158,22 @@ class Reconciler:
                 db, self._clock(), limit=limit, tenant_id=tenant_id, counterpart=counterpart
             )
 
-    async def _run(self, claimed: Sequence[Task]) -> list[str]:
+    async def _run(self, claimed: Sequence[Task]) -> list[tuple[str, set[Counterpart]]]:
         return await asyncio.gather(*(self._settle(task) for task in claimed))
 
-    async def _settle(self, task: Task) -> str:
+    async def _settle(self, task: Task) -> tuple[str, set[Counterpart]]:
+        """What became of a task, and to whom its tenant owes something that is due now."""
         try:
             note = await self.performer.perform(task)
         except Exception as error:
             return await self._postpone(task, error)
         async with transaction(self._engine) as db:
             await store.complete_task(db, task, self._clock(), note)
+            due = await store.find_due_sides(db, task.tenant_id, self._clock())
         _log.info("task_completed", task_id=task.id, task_type=task.task_type, tenant_id=task.tenant_id)
-        return "completed"
+        return "completed", due
 
-    async def _postpone(self, task: Task, error: Exception) -> str:
+    async def _postpone(self, task: Task, error: Exception) -> tuple[str, set[Counterpart]]:
         now = self._clock()
         given_up = task.attempts >= ATTEMPTS_MAX
         wait = delay(task.attempts, base_seconds=BACKOFF_BASE_SECONDS, max_seconds=BACKOFF_MAX_SECONDS)
@@ -178,6 +188,7 @@ class Reconciler:
                 next_attempt_at=now + wait,
                 abandoned_at=now if given_up else None,
             )
+            due = await store.find_due_sides(db, task.tenant_id, now)
         _log.warning(
             "task_abandoned" if given_up else "task_failed",
             task_id=task.id,
@@ -189,7 +200,7 @@ class Reconciler:
         )
         if not given_up:
             self._come_back(task, wait)
-        return "abandoned" if given_up else "failed"
+        return "abandoned" if given_up else "failed", due
 
     def _come_back(self, task: Task, wait: timedelta) -> None:
         """Take the tenant's line up again when the task is due, rather than at the job's next tick."""

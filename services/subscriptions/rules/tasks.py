@@ -17,7 +17,6 @@ BACKOFF_MAX_SECONDS = 4 * 3600
 LEASE = timedelta(seconds=45)
 
 Counterpart = Literal["ledger", "provider"]
-COUNTERPARTS: tuple[Counterpart, ...] = ("ledger", "provider")
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,21 @@ async def postpone_task(
     )
 
 
+async def find_due_sides(db: AsyncConnection, tenant_id: str, now: datetime) -> set[Counterpart]:
+    """To whom a tenant owes something whose time has come and that nobody holds."""
+    rows = await db.execute(
+        select(queue.c.counterpart)
+        .where(
+            *_OPEN,
+            queue.c.tenant_id == tenant_id,
+            queue.c.next_attempt_at <= now,
+            or_(queue.c.locked_until.is_(None), queue.c.locked_until < func.clock_timestamp()),
+        )
+        .distinct()
+    )
+    return set(rows.scalars())
+
+
 async def count_due(db: AsyncConnection, now: datetime) -> int:
     """Open tasks whose time has come."""
     return await db.scalar(select(func.count()).where(*_OPEN, queue.c.next_attempt_at <= now)) or 0
