@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
@@ -39,6 +39,16 @@ class RoomSettings(Settings):
     )
     shed_after_ms: int = Field(default=1000, ge=50, description="refuse requests that waited longer")
     billing_test_clock: Path | None = Field(default=None, description="file with an offset in seconds")
+
+    @field_validator("operator_secret", "room_secret")
+    @classmethod
+    def _opens_no_other_door(cls, key: SecretStr, info: ValidationInfo) -> SecretStr:
+        for name in ("gateway_secret", "operator_secret"):
+            if name != info.field_name and info.data.get(name) == key:
+                raise PydanticCustomError(
+                    "key", f"it is the same as {name.upper()}: each opens doors of its own"
+                )
+        return key
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)

@@ -29,6 +29,29 @@ def test_every_missing_or_wrong_setting_is_named_and_no_value(monkeypatch: pytes
 
 def test_a_secret_is_never_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GATEWAY_SECRET", "OPERATOR_SECRET", "ROOM_SECRET"):
-        monkeypatch.setenv(name, "a-canary-of-sixteen-or-more")
+        monkeypatch.setenv(name, f"a-canary-of-sixteen-or-more-{name}")
 
     assert "canary" not in repr(load(RoomSettings))
+
+
+@pytest.mark.parametrize(
+    ("operator", "room", "wrong"),
+    [
+        ("gateway", "rooms", ["OPERATOR"]),
+        ("operator", "gateway", ["ROOM"]),
+        ("operator", "operator", ["ROOM"]),
+    ],
+)
+def test_a_key_opens_no_other_callers_door(
+    monkeypatch: pytest.MonkeyPatch, operator: str, room: str, wrong: list[str]
+) -> None:
+    monkeypatch.setenv("GATEWAY_SECRET", "key-of-the-gateway")
+    monkeypatch.setenv("OPERATOR_SECRET", f"key-of-the-{operator}")
+    monkeypatch.setenv("ROOM_SECRET", f"key-of-the-{room}")
+
+    with pytest.raises(SystemExit) as ended:
+        load(RoomSettings)
+
+    message = str(ended.value)
+    assert [line.split("_")[0].strip() for line in message.splitlines() if "is wrong" in line] == wrong
+    assert "key-of-the" not in message
