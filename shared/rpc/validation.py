@@ -15,8 +15,8 @@ from shared import errors, sensitive
 _validator = protovalidate.Validator()
 
 _SUBSCRIPT_CHARACTERS_MAX = 40
-# With whatever stands between digits, in as many bytes as a blank or a dash takes.
-_MANY_DIGITS = re.compile(rb"[0-9](?:[^0-9A-Za-z]{0,3}[0-9]){12}")
+# With whatever stands between digits, be it several blanks of three bytes each.
+_MANY_DIGITS = re.compile(rb"[0-9](?:[^0-9A-Za-z]*[0-9]){12}")
 _IDENTIFIER = re.compile(r"(^|_)(ids?|key|token|sha256|signature|reference)$")
 _NEVER_KEPT = "holds a card number or a secret, which is never taken in: leave it out"
 

@@ -43,6 +43,7 @@ def refused(request: Message) -> errors.InvalidArgument:
         (debit(description="amex 3782-822463-10005"), "description"),
         (debit(description="a card 4111\u00a01111\u00a01111\u00a01111 of a web page"), "description"),
         (debit(description="4111.1111.1111.1111"), "description"),
+        (debit(description="4111\u2009\u20091111 1111 1111"), "description"),
         (debit(metadata={"card[cvv]": "x"}), "metadata[card[cvv]]"),
         (debit(metadata={f"{CARD}\0": "x"}), "metadata[…]"),
         (debit(metadata={"note": CARD}), "metadata[note]"),

@@ -14,7 +14,7 @@ MASK = sensitive.MASK
 UNREADABLE = b"\xff"
 
 _MANY_DIGITS = "0" * 19
-_CARDLIKE = re.compile("[0-9](?:[^0-9A-Za-z]?[0-9]){12}")
+_CARDLIKE = re.compile("[0-9](?:[^0-9A-Za-z]*[0-9]){12}")
 _SMALLER_THAN_CARDS = 10**12
 _THIRTEEN = b"0" * 13
 _ROWS = bytes(0x30 if chr(byte).isdigit() and byte < 128 else 0x78 for byte in range(256))
