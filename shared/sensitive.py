@@ -62,7 +62,9 @@ def holds_card(text: str) -> bool:
     """
     if len(text) < 13:
         return False
-    return looks_like_card(text) or any(has_check_digit(found[0]) for found in _GROUPED.finditer(text))
+    return looks_like_card(text) or any(
+        looks_like_card(re.sub("[^0-9]", "", found[0])) for found in _GROUPED.finditer(text)
+    )
 
 
 def looks_like_card(text: str) -> bool:

@@ -91,6 +91,9 @@ KINDS: dict[str, Callable[[Dice], str]] = {
     "fractions": lambda dice: repr(dice.random() * 1000),
     "places on earth": lambda dice: f"{dice.uniform(8, 37):.12f},{dice.uniform(68, 97):.12f}",
     "bank references": lambda dice: digits(dice, 12),
+    "years in a title": lambda dice: (
+        f"Budgets of {dice.choice(' -/').join(str(dice.randrange(2000, 2040)) for _ in range(4))} compared"
+    ),
     "versions": lambda dice: ".".join(str(dice.randrange(100)) for _ in range(7)),
 }
 
