@@ -8,7 +8,7 @@ from datetime import timedelta
 from billing.webhooks.v1 import webhooks_admin_pb2_grpc as admin_grpc
 from billing.webhooks.v1 import webhooks_maintenance_pb2_grpc as maintenance_grpc
 from sqlalchemy.ext.asyncio import AsyncEngine
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from services.webhooks.actions.deliver import Courier
 from services.webhooks.actions.watch import Retention, Watch, Watchman
@@ -33,7 +33,7 @@ class Room:
     """Everything that runs, ready to be served."""
 
     engine: AsyncEngine
-    app: Starlette
+    app: ASGIApp
     doors: list[Door]
     loop: DeliveryLoop
     courier: Courier

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.webhooks.actions import accept
 from services.webhooks.actions.watch import Watchman
@@ -27,6 +28,8 @@ from shared import logs
 from shared.clock import Clock
 
 _CLOSE = {"connection": "close"}
+_STORED = JSONResponse({"status": "stored"})
+_DUPLICATE = JSONResponse({"status": "duplicate"})
 
 _log = logs.get_logger()
 
@@ -61,30 +64,45 @@ class Ingress:
         self._receive_seconds = receive_seconds
         self._budget = Budget()
 
-    def app(self) -> Starlette:
+    def app(self) -> ASGIApp:
         """The ASGI application."""
-        app = Starlette(
+        rest = Starlette(
             routes=[
-                Route("/webhooks/{provider}", self._webhook, methods=["POST"]),
-                Route("/webhooks/{provider}/", self._webhook, methods=["POST"]),
-                Route("/webhooks/{provider}/{endpoint}", self._webhook, methods=["POST"]),
+                Route("/webhooks/{provider}", self._elsewhere, methods=["POST"]),
+                Route("/webhooks/{provider}/", self._elsewhere, methods=["POST"]),
+                Route("/webhooks/{provider}/{endpoint}", self._elsewhere, methods=["POST"]),
                 Route("/healthz", self._health, methods=["GET"]),
                 Route("/metrics", self._scrape, methods=["GET"]),
             ],
             exception_handlers={HTTPException: _http_error},
         )
         # It would send people to wherever the Host header says, and fail on one that is none.
-        app.router.redirect_slashes = False
+        rest.router.redirect_slashes = False
+        addresses = {end.address: end for end in self._endpoints.values()}
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            # The router and what surrounds it cost as much as verifying; where providers post to is known without.
+            endpoint = addresses.get(scope["path"]) if scope.get("method") == "POST" else None
+            if endpoint is None:
+                await rest(scope, receive, send)
+            else:
+                response = await self._webhook(scope, receive, endpoint)
+                await response(scope, receive, send)
+
         return app
 
-    async def _webhook(self, request: Request) -> Response:
+    async def _elsewhere(self, request: Request) -> Response:
+        """A delivery to an address that is spelled in another way, or that is none of ours."""
         endpoint = self._endpoint(request)
         if endpoint is None:
             return _error(404, "UNKNOWN_PROVIDER", "no such provider", _CLOSE)
+        return await self._webhook(request.scope, request.receive, endpoint)
+
+    async def _webhook(self, scope: Scope, receive: Receive, endpoint: Endpoint) -> Response:
         logs.request_id.set(logs.new_request_id())
         started_at = time.monotonic()
         with self._budget.share() as share:
-            result, response = await self._answer(request, endpoint, share)
+            result, response = await self._answer(scope, receive, endpoint, share)
         self._metrics.requests.labels(provider=endpoint.provider, result=result).inc()
         self._metrics.accept_seconds.observe(time.monotonic() - started_at)
         # What anybody can cause without a signature is counted, not logged: logs fill disks too.
@@ -98,10 +116,12 @@ class Ingress:
         # its own, a body repeated under ever new paths would never be a duplicate.
         return self._endpoints.get((provider, path)) or self._endpoints.get((provider, ""))
 
-    async def _answer(self, request: Request, endpoint: Endpoint, share: Share) -> tuple[str, Response]:
+    async def _answer(
+        self, scope: Scope, receive: Receive, endpoint: Endpoint, share: Share
+    ) -> tuple[str, Response]:
         try:
             body = await read_body(
-                request, share, bytes_max=self._body_bytes_max, seconds=self._receive_seconds
+                scope, receive, share, bytes_max=self._body_bytes_max, seconds=self._receive_seconds
             )
         except TooLarge:
             message = f"the limit is {self._body_bytes_max} bytes"
@@ -113,7 +133,7 @@ class Ingress:
         except Crowded:
             return "crowded", _not_stored()
         try:
-            return await self._take_in(request, endpoint, body)
+            return await self._take_in(scope, endpoint, body)
         except Exception as error:
             # Whatever it was, it is not surely on disk, so the provider must send it again. Its text may quote the
             # body, so it is not logged.
@@ -121,13 +141,13 @@ class Ingress:
                 _log.error("webhook_failed", error_type=type(error).__name__)
             return "not_stored", _not_stored()
 
-    async def _take_in(self, request: Request, endpoint: Endpoint, body: bytes) -> tuple[str, Response]:
-        headers = request.headers.raw
+    async def _take_in(self, scope: Scope, endpoint: Endpoint, body: bytes) -> tuple[str, Response]:
+        headers = scope["headers"]
         now = self._clock()
         # Before any limit: what a provider signed is never refused for what others send from the same address.
         signed_with = await accept.verify(endpoint, headers, body, now)
         if signed_with is None:
-            return await self._refuse(request, endpoint, body)
+            return await self._refuse(Request(scope), endpoint, body)
         self._metrics.signed.labels(
             provider=endpoint.provider, endpoint=endpoint.path, secret=signed_with
         ).inc()
@@ -140,7 +160,7 @@ class Ingress:
             received_at=now,
             request_id=logs.request_id.get(),
         )
-        return ("stored" if new else "duplicate"), JSONResponse({"status": "stored" if new else "duplicate"})
+        return ("stored", _STORED) if new else ("duplicate", _DUPLICATE)
 
     async def _refuse(self, request: Request, endpoint: Endpoint, body: bytes) -> tuple[str, Response]:
         self._metrics.signature_failures.labels(provider=endpoint.provider, endpoint=endpoint.path).inc()

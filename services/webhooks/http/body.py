@@ -1,10 +1,13 @@
 """Reading a request's body: so many bytes, so many seconds, and not one more."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope
+
+# In a request's state: its body is here as a whole.
+WHOLE = "whole"
 
 # So much of any body may wait in memory; what goes beyond shares one budget, so that many large bodies that never end
 # cannot take all of it.
@@ -35,14 +38,9 @@ class Budget:
     def __init__(self, bytes_max: int = 64 << 20) -> None:
         self._left = bytes_max
 
-    @contextmanager
-    def share(self) -> Iterator["Share"]:
+    def share(self) -> "Share":
         """What one request takes of it, until it is answered: a body that waits to be stored is in memory, too."""
-        share = Share(self)
-        try:
-            yield share
-        finally:
-            share.grow_to(0)
+        return Share(self)
 
     def take(self, size: int) -> None:
         """Reserves memory, or raises Crowded; a negative size gives it back."""
@@ -60,40 +58,79 @@ class Share:
 
     def grow_to(self, size: int) -> None:
         """Holds so much, or raises Crowded."""
-        self._budget.take(size - self._taken)
-        self._taken = size
+        if size != self._taken:
+            self._budget.take(size - self._taken)
+            self._taken = size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self.grow_to(0)
 
 
-async def read_body(request: Request, share: Share, *, bytes_max: int, seconds: float) -> bytes:
+async def read_body(scope: Scope, receive: Receive, share: Share, *, bytes_max: int, seconds: float) -> bytes:
     """The raw bytes as they came. What `Content-Length` says only helps to refuse early."""
-    declared = _declared(request)
-    early = declared > bytes_max + _READ_AND_DROP_BYTES or (
-        declared > bytes_max and request.headers.get("expect", "").lower() == "100-continue"
-    )
-    if early:
+    declared, expected = _declared(scope)
+    if declared > bytes_max + _READ_AND_DROP_BYTES or (declared > bytes_max and expected):
         raise TooLarge
-    body, received = bytearray(), 0
-    try:
-        async with asyncio.timeout(seconds):
-            async for chunk in request.stream():
-                received += len(chunk)
-                if received <= bytes_max:
-                    share.grow_to(max(0, received - _FREE_BYTES))
-                    body += chunk
-                else:
-                    body.clear()
-                    share.grow_to(0)
-                    if received > bytes_max + _READ_AND_DROP_BYTES:
-                        break
-    except TimeoutError:
-        raise (TooLarge if received > bytes_max else TooSlow) from None
-    except ClientDisconnect:
-        raise Gone from None
-    if received > bytes_max:
+    incoming = _Incoming(share, bytes_max)
+    if scope.get("state", {}).get(WHOLE):
+        await incoming.read(receive)  # there is nothing to wait for
+    else:
+        try:
+            async with asyncio.timeout(seconds):
+                await incoming.read(receive)
+        except TimeoutError:
+            raise (TooLarge if incoming.is_too_large else TooSlow) from None
+    if incoming.is_too_large:
         raise TooLarge
-    return bytes(body)
+    return bytes(incoming.body)
 
 
-def _declared(request: Request) -> int:
-    value = request.headers.get("content-length", "")
-    return int(value) if value.isascii() and value.isdigit() and len(value) < 20 else 0
+class _Incoming:
+    """A body as far as it has come."""
+
+    def __init__(self, share: Share, bytes_max: int) -> None:
+        self._share = share
+        self._bytes_max = bytes_max
+        self._received = 0
+        self.body = bytearray()
+
+    @property
+    def is_too_large(self) -> bool:
+        return self._received > self._bytes_max
+
+    async def read(self, receive: Receive) -> None:
+        """Reads on until its end, or until it is far too large."""
+        more = True
+        while more and self._received <= self._bytes_max + _READ_AND_DROP_BYTES:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Gone
+            self._take(message.get("body", b""))
+            more = message.get("more_body", False)
+
+    def _take(self, chunk: bytes) -> None:
+        self._received += len(chunk)
+        if self.is_too_large:
+            self.body.clear()
+            self._share.grow_to(0)
+        else:
+            self._share.grow_to(max(0, self._received - _FREE_BYTES))
+            self.body += chunk
+
+
+def _declared(scope: Scope) -> tuple[int, bool]:
+    length, expected = b"", False
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            length = length or value
+        elif name == b"expect":
+            expected = value.lower() == b"100-continue"
+    return (int(length) if length.isdigit() and len(length) < 20 else 0), expected

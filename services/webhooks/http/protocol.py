@@ -8,6 +8,7 @@ import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from services.webhooks.http.body import WHOLE
 from services.webhooks.http.crowd import Crowd
 
 # What a whole set of headers, or of trailers, may weigh, and how many there may be; uvicorn's parser has no limit.
@@ -158,6 +159,7 @@ class PatientProtocol(HttpToolsProtocol):
         if self._ignoring_upgrade:
             return
         super().on_message_complete()
+        self.scope["state"][WHOLE] = True
         self._complete_by = None
         if self._answering and self._unread_since is None:
             self._crowd.working(self)

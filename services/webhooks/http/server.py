@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from services.webhooks.http.crowd import Crowd
 from services.webhooks.http.protocol import PatientProtocol
@@ -82,7 +82,7 @@ def connections_allowed(connections_max: int) -> int:
 
 
 async def serve_http(
-    app: Starlette,
+    app: ASGIApp,
     listener: socket.socket,
     *,
     receive_seconds: float,
