@@ -1,6 +1,7 @@
 """Structured logs: one JSON object a line on stderr, with the room and the request id."""
 
 import contextvars
+import errno
 import json
 import logging
 import re
@@ -168,10 +169,18 @@ def described(error: BaseException) -> str:
     return "\nbecause of\n".join(told)
 
 
+def brief(error: BaseException) -> str:
+    """An exception in a word, for lines that need no places: `psycopg.errors.DiskFull(code=53100)`."""
+    told = getattr(error, "orig", None)  # SQLAlchemy's own says only that the driver raised one
+    return _named(told if isinstance(told, BaseException) else error)
+
+
 def _named(error: BaseException) -> str:
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     facts = {"code": getattr(error, "sqlstate", None), "reason": getattr(error, "reason", None)}
+    if isinstance(error, OSError) and kind.__module__ == "builtins":
+        facts["code"] = errno.errorcode.get(error.errno or 0)
     diagnostics = getattr(error, "diag", None)
     for fact in ("schema_name", "table_name", "column_name", "constraint_name"):
         facts[fact] = getattr(diagnostics, fact, None)

@@ -219,7 +219,7 @@ class _Lane:
                     return
                 # Whether a lost COMMIT arrived is found out by asking again: the keys are looked up under the
                 # lock, which waits for whatever is still in doubt.
-                _log.warning("lane_retry", lane=self.number, attempt=attempt, error_type=type(error).__name__)
+                _log.warning("lane_retry", lane=self.number, attempt=attempt, error=logs.brief(error))
                 waiters = [waiter for waiter in waiters if not waiter.answer.done()]
                 await asyncio.sleep(backoff.delay(attempt, base_seconds=0.05, max_seconds=2).total_seconds())
             else:

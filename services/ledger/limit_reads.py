@@ -144,7 +144,7 @@ class LimitReads:
         except Exception as error:
             await self._disconnect()
             if _passes(error):
-                _log.warning("limit_reads_retry", error_type=type(error).__name__)
+                _log.warning("limit_reads_retry", error=logs.brief(error))
                 self._put_back_the_patient(asked)
                 return False
             await self._isolate(asked, error)

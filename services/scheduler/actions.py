@@ -242,7 +242,7 @@ async def _keep_lease(engine: AsyncEngine, run: Run) -> None:
                     return
         except Exception as error:
             # The database is away: the calls go on, and the fence decides when it is back.
-            log.warning("lease_not_renewed", run_id=run.id, error_type=type(error).__name__)
+            log.warning("lease_not_renewed", run_id=run.id, error=logs.brief(error))
 
 
 async def _end(engine: AsyncEngine, run: Run, reports: Sequence[Report], *, now: datetime) -> bool:

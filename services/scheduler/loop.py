@@ -60,7 +60,7 @@ class Loop:
                         pruned_at = time.monotonic()
                         await actions.prune(self._engine, now=self._now())
                 except Exception as error:
-                    log.error("tick_failed", error_type=type(error).__name__, exc_info=error)
+                    log.error("tick_failed", error=logs.brief(error), exc_info=error)
         finally:
             await self.drain()
 
@@ -79,7 +79,7 @@ class Loop:
             try:
                 await actions.tell_sink(self._engine, self._sink, now=self._now())
             except Exception as error:
-                log.error("alerts_failed", error_type=type(error).__name__)
+                log.error("alerts_failed", error=logs.brief(error))
 
     async def drain(self) -> None:
         """Give what runs a moment to end, then leave it to the next owner."""
@@ -95,6 +95,4 @@ class Loop:
             await actions.execute(self._engine, self._maintenance, run, clock=self._now)
         except Exception as error:
             # Its lease lapses, and the run is taken over with the same key.
-            log.error(
-                "run_broken", job=run.job, run_id=run.id, error_type=type(error).__name__, exc_info=error
-            )
+            log.error("run_broken", job=run.job, run_id=run.id, error=logs.brief(error), exc_info=error)

@@ -61,7 +61,7 @@ class FailureLog:
                 async with transaction(self._engine) as db:
                     await store.insert_failures(db, batch)
             except (DBAPIError, PoolTimeout, OSError) as error:
-                _log.error("signature_failures_lost", count=len(batch), error_type=type(error).__name__)
+                _log.error("signature_failures_lost", count=len(batch), error=logs.brief(error))
 
 
 def _fit_to_log(failure: SignatureFailure) -> SignatureFailure:

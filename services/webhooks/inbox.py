@@ -103,7 +103,7 @@ class Inbox:
                     self._answer(batch, arrival)
                     batch = self._next_batch() or await self._idle_for_more()
         except (psycopg.Error, DBAPIError, PoolTimeout, OSError) as error:
-            _log.error("not_stored", deliveries=len(batch), error_type=type(error).__name__)
+            _log.error("not_stored", deliveries=len(batch), error=logs.brief(error))
             self._answer_all(batch, NotStored("the delivery could not be stored"))
             self._on_stored()  # perhaps it is, and only the answer was lost
         except BaseException:
@@ -140,7 +140,7 @@ class Inbox:
     @staticmethod
     def _answer(batch: list[tuple[NewEvent, asyncio.Future[bool]]], arrival: Arrival) -> None:
         if arrival.refused:
-            _log.error("not_stored", deliveries=len(arrival.refused), error_type="held_up")
+            _log.error("not_stored", deliveries=len(arrival.refused), error="held_up")
         for event, answer in batch:
             if answer.done():
                 continue

@@ -66,7 +66,7 @@ class DeliveryLoop:
         try:
             claimed = await self._courier.claim(free)
         except Exception as error:
-            _log.error("claim_failed", error_type=type(error).__name__)
+            _log.error("claim_failed", error=logs.brief(error))
             await asyncio.sleep(_AFTER_TROUBLE_SECONDS)
             return False
         for event in claimed:
@@ -85,7 +85,7 @@ class DeliveryLoop:
             await self._courier.deliver(event)
         except Exception as error:
             # The outcome could not be written down: the lease ends and the event is tried again.
-            _log.error("delivery_not_recorded", webhook_event=event.id, error_type=type(error).__name__)
+            _log.error("delivery_not_recorded", webhook_event=event.id, error=logs.brief(error))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)

@@ -117,7 +117,7 @@ class Limiter:
             async with transaction(self._engine) as db:
                 wait = await take(db, room=self._room, key=key, limit=limit)
         except (DBAPIError, PoolTimeout, OSError) as error:
-            _log.warning("limit_not_asked", error_type=type(error).__name__)
+            _log.warning("limit_not_asked", error=logs.brief(error))
             return 0.0
         if wait:
             self._refused_until[key] = time.monotonic() + wait

@@ -271,7 +271,7 @@ def _as_billing_error(error: Exception, method: str) -> errors.BillingError:
             mapped = errors.Unavailable("the database did not answer; ask again with the same key")
         case _:
             mapped = errors.Internal("internal error")
-    _log.error("rpc_failed", method=method, error_type=type(error).__name__, exc_info=error)
+    _log.error("rpc_failed", method=method, error=logs.brief(error), exc_info=error)
     return mapped
 
 

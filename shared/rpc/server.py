@@ -145,7 +145,7 @@ async def _follow_health(
             except Exception as error:
                 healthy = False
                 if serving is not False:
-                    _log.error("unhealthy", error_type=type(error).__name__)
+                    _log.error("unhealthy", error=logs.brief(error))
         if healthy != serving:
             serving = healthy
             states = health_pb2.HealthCheckResponse

@@ -8,8 +8,11 @@ from typing import Any
 import psycopg
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from shared import logs
+from shared.database import create_engine, transaction
 from shared.errors import NotFound
 from tests.conftest import Database
 
@@ -97,6 +100,20 @@ def test_a_row_that_broke_a_constraint_is_named_by_table_and_constraint(database
     assert "code=23514" in told
     assert "table_name=webhook_events" in told
     assert "constraint_name=webhook_events_" in told
+
+
+async def test_a_line_without_places_says_by_its_code_what_the_database_or_the_system_refused(
+    database: Database,
+) -> None:
+    engine = create_engine(database.url("webhooks_rw"), application_name="test")
+    with pytest.raises(DBAPIError) as raised:
+        async with transaction(engine) as db:
+            await db.execute(text("SELECT 'canary'::integer"))
+    await engine.dispose()
+
+    assert logs.brief(raised.value) == "psycopg.errors.InvalidTextRepresentation(code=22P02)"
+    assert logs.brief(OSError(24, "canary")) == "OSError(code=EMFILE)"
+    assert logs.brief(ConnectionRefusedError()) == "ConnectionRefusedError()"
 
 
 def test_a_refusal_is_told_by_its_reason() -> None:

@@ -122,7 +122,7 @@ async def _settle(ledger: Ledger, time_left_seconds: float) -> None:
         await settling.settle_expired(ledger, dry_run=False, time_left_seconds=time_left_seconds)
     except Exception as error:
         # One tenant's trouble is what the audit is for; what stays due for long is a finding.
-        _log.warning("settling_failed", error_type=type(error).__name__)
+        _log.warning("settling_failed", error=logs.brief(error))
 
 
 async def _walk_tenants(run: _Run) -> bool:

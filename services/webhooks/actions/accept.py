@@ -27,7 +27,7 @@ async def verify(endpoint: Endpoint, headers: Headers, body: bytes, now: datetim
             position = provider.verify(headers, body, endpoint.secrets, now)
     except Exception as error:
         # A module that breaks its promise believes nobody; its text may quote what it was given.
-        _log.error("verify_failed", provider=endpoint.provider, error_type=type(error).__name__)
+        _log.error("verify_failed", provider=endpoint.provider, error=logs.brief(error))
         return None
     if position is None:
         return None
@@ -90,5 +90,5 @@ def _glance(provider: Provider, document: Mapping[str, Any] | None) -> Glance:
         return provider.glance(document)
     except Exception as error:
         # What is signed is stored, whatever a module makes of it; without the hints it only keeps no order.
-        _log.error("glance_failed", provider=provider.NAME, error_type=type(error).__name__)
+        _log.error("glance_failed", provider=provider.NAME, error=logs.brief(error))
         return Glance()

@@ -154,4 +154,4 @@ class Courier:
             async with self._transaction() as db:
                 await store.release_event(db, event)
         except Exception as error:
-            _log.warning("claim_not_released", webhook_event=event.id, error_type=type(error).__name__)
+            _log.warning("claim_not_released", webhook_event=event.id, error=logs.brief(error))
