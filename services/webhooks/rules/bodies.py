@@ -16,7 +16,10 @@ UNREADABLE = b"\xff"
 _MANY_DIGITS = "0" * 19
 _CARDLIKE = re.compile("[0-9](?:[^0-9A-Za-z]*[0-9]){12}")
 _SMALLER_THAN_CARDS = 10**12
+# What holds no card unless there are digits enough in the body; a float may be written with an exponent instead.
+_CARDLESS = frozenset({str, int, bool, type(None)})
 _THIRTEEN = b"0" * 13
+_ESCAPE = re.compile(rb"\\u[0-9A-Fa-f]{4}")
 _ROWS = bytes(0x30 if chr(byte).isdigit() and byte < 128 else 0x78 for byte in range(256))
 _NEITHER = bytes(byte for byte in range(256) if not (byte < 128 and chr(byte).isalnum()))
 _NAME_ENDS = re.compile(rb'"[ \t\r\n]*:')
@@ -109,10 +112,12 @@ def _is_harmless(document: dict[str, Any], body: bytes) -> bool:
                 return False
             names += len(value)
             contents = value.values()
+        if not has_digits:
+            contents = [content for content in contents if type(content) not in _CARDLESS]
         for content in contents:
             kind = type(content)
             if kind is str:
-                if has_digits and len(content) >= 13 and _CARDLIKE.search(content):
+                if len(content) >= 13 and _CARDLIKE.search(content):
                     return False
             elif kind is dict or kind is list:
                 waiting.append(content)
@@ -123,8 +128,10 @@ def _is_harmless(document: dict[str, Any], body: bytes) -> bool:
 
 
 def _may_hold_card(body: bytes) -> bool:
-    # Digits in a row, whatever stands between them; letters end a row, and digits can be written as escapes.
-    return _THIRTEEN in body.translate(_ROWS, _NEITHER) or b"\\u" in body
+    # Digits in a row, whatever stands between them; letters end a row. What is written as an escape may be one of both.
+    if b"\\u" in body:
+        body = _ESCAPE.sub(b"0000", body)
+    return _THIRTEEN in body.translate(_ROWS, _NEITHER)
 
 
 def _is_harmless_name(name: str) -> bool:
