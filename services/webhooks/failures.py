@@ -1,6 +1,7 @@
 """Refused signatures on their way to the database: enough of them to see an attack, never enough to be one."""
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 
 from sqlalchemy.exc import DBAPIError
@@ -19,14 +20,17 @@ _log = logs.get_logger()
 
 
 class FailureLog:
-    """Records failures beside the request, at most so many a minute in all and from one address."""
+    """Records failures beside the request: of each endpoint at most so many a minute, in all and from one sender.
 
-    def __init__(self, engine: AsyncEngine, *, per_minute: int = 120, per_address: int = 30) -> None:
+    Of each, since a flood at one must not hide that another has the wrong secret.
+    """
+
+    def __init__(self, engine: AsyncEngine, *, per_minute: int = 120, per_sender: int = 30) -> None:
         self._engine = engine
         self._per_minute = per_minute
-        self._per_address = per_address
+        self._per_sender = per_sender
         self._window_began_at = float("-inf")
-        self._taken: dict[str, int] = {}
+        self._taken: dict[str | None, Counter[str]] = {}  # by the endpoint's path, then by the sender
         self._left_out = 0
         self._waiting: list[SignatureFailure] = []
         self._writer: asyncio.Task[None] | None = None
@@ -38,14 +42,20 @@ class FailureLog:
             if self._left_out:
                 _log.warning("signature_failures_left_out", count=self._left_out)
             self._window_began_at, self._taken, self._left_out = now, {}, 0
-        address = failure.remote_ip or ""
-        if sum(self._taken.values()) >= self._per_minute or self._taken.get(address, 0) >= self._per_address:
+        sender = failure.remote_ip or ""
+        taken = self._taken.setdefault(failure.path, Counter())
+        if taken.total() >= self._per_minute or taken[sender] >= self._per_sender:
             self._left_out += 1
             return
-        self._taken[address] = self._taken.get(address, 0) + 1
+        taken[sender] += 1
         failure = _fit_to_log(failure)
         self._waiting.append(failure)
-        _log.warning("signature_refused", remote_ip=failure.remote_ip, payload_id=failure.payload_id)
+        _log.warning(
+            "signature_refused",
+            path=failure.path,
+            remote_ip=failure.remote_ip,
+            payload_id=failure.payload_id,
+        )
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write())
 

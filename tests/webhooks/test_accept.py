@@ -144,6 +144,21 @@ async def test_a_flood_of_forgeries_fills_no_disk(start: Start) -> None:
     assert 'billing_webhook_signature_failures_total{endpoint="",provider="razorpay"} 100.0' in metrics
 
 
+async def test_a_flood_at_one_address_does_not_hide_that_another_has_the_wrong_secret(start: Start) -> None:
+    endpoints = {"live": {"account_id": "acc_x", "mode": "live", "secrets": ["second-secret"]}}
+    room = await start(deliver=False, webhooks_endpoints=endpoints)
+
+    await asyncio.gather(*(room.post(b"{}", secret="wrong-secret") for _ in range(60)))
+    await asyncio.gather(
+        *(room.post(b"{}", secret="mistyped-secret", path="/webhooks/razorpay/live") for _ in range(10))
+    )
+
+    async def written() -> bool:
+        return len(await room.rows(f"{FAILURES} WHERE path = 'live'")) == 10
+
+    await eventually(written)
+
+
 async def test_both_secrets_are_good_during_a_rotation(start: Start, tenant: str) -> None:
     room = await start(deliver=False, razorpay_webhook_secret_previous=OLD_SECRET)
     after = await start(deliver=False)
