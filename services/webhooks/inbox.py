@@ -4,9 +4,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-import psycopg
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.webhooks.errors import NotStored
@@ -56,7 +53,8 @@ class Inbox:
         """True: stored and committed. False: it was there before. NotStored: it may be on disk or not."""
         if self._waiting_bytes + len(event.body) > self._waiting_bytes_max:
             raise NotStored("too many deliveries wait to be stored")
-        stored: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        stored: asyncio.Future[bool] = loop.create_future()
         self._waiting.append((event, stored))
         self._waiting_bytes += len(event.body)
         if self._idle:
@@ -67,12 +65,11 @@ class Inbox:
             self._writers.add(writer)
             writer.add_done_callback(self._writers.discard)
         self._callers += 1
+        patience = loop.call_later(self._wait_seconds, _give_up, stored)
         try:
-            async with asyncio.timeout(self._wait_seconds):
-                return await stored
-        except TimeoutError:
-            raise NotStored("the database did not answer in time") from None
+            return await stored
         finally:
+            patience.cancel()
             self._callers -= 1
 
     async def close(self) -> None:
@@ -102,7 +99,8 @@ class Inbox:
                     self._on_stored()
                     self._answer(batch, arrival)
                     batch = self._next_batch() or await self._idle_for_more()
-        except (psycopg.Error, DBAPIError, PoolTimeout, OSError) as error:
+        except Exception as error:
+            # Whatever it was: what waits behind this batch is the next one, and must find a writer.
             _log.error("not_stored", deliveries=len(batch), error=logs.brief(error))
             self._answer_all(batch, NotStored("the delivery could not be stored"))
             self._on_stored()  # perhaps it is, and only the answer was lost
@@ -154,3 +152,8 @@ class Inbox:
         for _, answer in batch:
             if not answer.done():
                 answer.set_exception(error)
+
+
+def _give_up(stored: asyncio.Future[bool]) -> None:
+    if not stored.done():
+        stored.set_exception(NotStored("the database did not answer in time"))
