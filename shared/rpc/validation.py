@@ -33,7 +33,7 @@ def check(request: Message) -> None:
     try:
         _validator.validate(request)
     except protovalidate.ValidationError as error:
-        raise _refusal([_describe(each.proto) for each in error.violations]) from None
+        raise _refusal([_describe(each.proto, request) for each in error.violations]) from None
 
 
 def _refusal(violations: list[tuple[str, str]]) -> errors.InvalidArgument:
@@ -124,8 +124,11 @@ def _has_moments(message: Descriptor, within: frozenset[Descriptor] = frozenset(
     return any(_has_moments(part, within | {message}) for part in parts if part not in within | {message})
 
 
-def _describe(violation: Any) -> tuple[str, str]:
+def _describe(violation: Any, request: Message) -> tuple[str, str]:
     field, message = _path(violation), violation.message
+    if (choice := request.DESCRIPTOR.oneofs_by_name.get(field)) is not None:
+        # The group's own name is not on the wire: whoever gave none of its fields would search for it in vain.
+        return field, f"is missing: give one of {', '.join(each.name for each in choice.fields)}"
     if not field:
         # A rule over the whole message names its field first: "min_credits: must not be …".
         field, _, rest = message.partition(": ")

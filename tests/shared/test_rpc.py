@@ -14,6 +14,7 @@ import grpc
 import pytest
 from billing.ledger.v1 import ledger_pb2 as pb
 from billing.ledger.v1 import ledger_pb2_grpc
+from billing.webhooks.v1 import webhooks_admin_pb2 as webhooks_pb
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
@@ -330,6 +331,15 @@ def test_what_nothing_could_store_is_refused_naming_the_field(request_: Message,
         validation.check(request_)
 
     assert [name for name, _ in refusal.value.violations] == [field]
+
+
+def test_whoever_chose_nothing_is_told_what_there_is_to_choose() -> None:
+    nothing = webhooks_pb.ReplayEventsRequest(actor="asha", reason="why", idempotency_key="k")
+
+    with pytest.raises(errors.InvalidArgument) as refusal:
+        validation.check(nothing)
+
+    assert list(refusal.value.violations) == [("selection", "is missing: give one of id, range, tenant_id")]
 
 
 async def test_a_refusal_fits_its_trailer_however_much_was_wrong(pair: Pair, secrets: Secrets) -> None:

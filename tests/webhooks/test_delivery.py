@@ -121,7 +121,7 @@ async def test_a_definite_refusal_is_set_aside_at_once(room: Running, tenant: st
     await room.settled(1)
     [letter] = await room.rows(LETTERS)
     assert (letter["reason"], letter["retry_count"], letter["tenant_id"]) == ("refused", 1, tenant)
-    assert letter["last_error"] == "INVALID_ARGUMENT INVALID_ARGUMENT: event.payment.id"
+    assert letter["last_error"] == "INVALID_ARGUMENT: event.payment.id"
 
 
 async def test_after_its_last_attempt_an_event_is_set_aside(start: Start, tenant: str) -> None:

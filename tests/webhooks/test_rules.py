@@ -370,9 +370,9 @@ def test_what_becomes_of_a_failure() -> None:
         return after_failure(error, retry_count=retries, patience=PATIENCE)
 
     assert verdict(Poison("money_negative", "a.b"), 0) == SetAside("money_negative", "money_negative: a.b")
-    assert verdict(InvalidArgument("no"), 0) == SetAside("refused", "INVALID_ARGUMENT INVALID_ARGUMENT")
+    assert verdict(InvalidArgument("no"), 0) == SetAside("refused", "INVALID_ARGUMENT")
     assert isinstance(verdict(Unavailable("no"), 8), TryAgain)
-    assert verdict(Unavailable("no"), 9) == SetAside("attempts_exhausted", "UNAVAILABLE UNAVAILABLE")
+    assert verdict(Unavailable("no"), 9) == SetAside("attempts_exhausted", "UNAVAILABLE")
     assert describe(ValueError("4111111111111111")) == "unexpected ValueError"
 
 

@@ -100,9 +100,10 @@ def describe(error: Exception) -> str:
     """The failure in stable words; messages may quote values, so none is kept."""
     if isinstance(error, Poison):
         return str(error)
-    if isinstance(error, InvalidArgument) and error.violations:
-        fields = ", ".join(sorted({field for field, _ in error.violations})[:10])
-        return f"{error.code} {error.reason}: {fields}"
     if isinstance(error, BillingError):
-        return f"{error.code} {error.reason}"
+        # A code without a reason of its own is its own reason.
+        words = error.code if error.code == error.reason else f"{error.code} {error.reason}"
+        if isinstance(error, InvalidArgument) and error.violations:
+            return f"{words}: {', '.join(sorted({field for field, _ in error.violations})[:10])}"
+        return words
     return f"unexpected {type(error).__name__}"
