@@ -67,8 +67,8 @@ async def verify_payment(
 ) -> Verified:
     """Apply a payment that the customer just made; the webhook and this are one effect, whichever comes first.
 
-    Limited for each tenant, and more so where signatures do not hold; one that holds is never refused for those that
-    did not.
+    Limited for each tenant, and more so where signatures do not hold; one that holds is not refused for those that did
+    not as long as there are calls left.
     """
     request = {name: getattr(claim, name) for name in ("intent_id", "purchase_id", "payment_id")}
     async with transaction(engine) as db:

@@ -165,9 +165,9 @@ class SubscriptionsServiceServicer:
 
     def VerifyPayment(self, request, context):
         """Takes what the provider's checkout returned to the browser, proves it, and applies the payment if the webhook
-        has not yet done so. Both lead to one effect. At most 100 calls in 15 minutes for one tenant, and 5 whose
-        signature is wrong (both are settings): beyond that RESOURCE_EXHAUSTED, RATE_LIMITED, with RetryInfo. A right
-        signature is never refused for wrong ones before it.
+        has not yet done so. Both lead to one effect. At most 100 calls in 15 minutes for one tenant, and of these 5 whose
+        signature is wrong (both are settings): beyond that RESOURCE_EXHAUSTED, RATE_LIMITED, with RetryInfo. Too many
+        wrong signatures refuse no right one as long as there are calls left.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -25,9 +25,9 @@ class SubscriptionsServiceStub:
     """
     VerifyPayment: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.VerifyPaymentRequest, _subscriptions_pb2.VerifyPaymentResponse]
     """Takes what the provider's checkout returned to the browser, proves it, and applies the payment if the webhook
-    has not yet done so. Both lead to one effect. At most 100 calls in 15 minutes for one tenant, and 5 whose
-    signature is wrong (both are settings): beyond that RESOURCE_EXHAUSTED, RATE_LIMITED, with RetryInfo. A right
-    signature is never refused for wrong ones before it.
+    has not yet done so. Both lead to one effect. At most 100 calls in 15 minutes for one tenant, and of these 5 whose
+    signature is wrong (both are settings): beyond that RESOURCE_EXHAUSTED, RATE_LIMITED, with RetryInfo. Too many
+    wrong signatures refuse no right one as long as there are calls left.
     """
     PreviewChange: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.PreviewChangeRequest, _subscriptions_pb2.PreviewChangeResponse]
     """Says what a change of plan or cycle would cost and do. Changes nothing; ChangePlan does exactly this or refuses."""
@@ -109,9 +109,9 @@ class SubscriptionsServiceServicer:
         context: _aio.ServicerContext[_subscriptions_pb2.VerifyPaymentRequest, _abc.Awaitable[_subscriptions_pb2.VerifyPaymentResponse]],
     ) -> _abc.Awaitable[_subscriptions_pb2.VerifyPaymentResponse]:
         """Takes what the provider's checkout returned to the browser, proves it, and applies the payment if the webhook
-        has not yet done so. Both lead to one effect. At most 100 calls in 15 minutes for one tenant, and 5 whose
-        signature is wrong (both are settings): beyond that RESOURCE_EXHAUSTED, RATE_LIMITED, with RetryInfo. A right
-        signature is never refused for wrong ones before it.
+        has not yet done so. Both lead to one effect. At most 100 calls in 15 minutes for one tenant, and of these 5 whose
+        signature is wrong (both are settings): beyond that RESOURCE_EXHAUSTED, RATE_LIMITED, with RetryInfo. Too many
+        wrong signatures refuse no right one as long as there are calls left.
         """
 
     def PreviewChange(
