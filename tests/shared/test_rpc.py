@@ -28,7 +28,7 @@ from shared import database as shared_database
 from shared import errors, logs
 from shared.config import RoomSettings
 from shared.rpc import context as rpc_context
-from shared.rpc import status, validation
+from shared.rpc import validation
 from shared.rpc.auth import Keyring
 from shared.rpc.client import open_channel
 from shared.rpc.gate import Gate
@@ -494,9 +494,3 @@ async def test_method_names_that_callers_make_up_are_not_kept(secrets: Secrets) 
 
     assert await gate.intercept_service(unknown, Details()) is None  # type: ignore[arg-type]
     assert gate._wrapped == {}
-
-
-def test_a_call_that_a_stopping_server_drops_is_unavailable() -> None:
-    dropped = grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, grpc.aio.Metadata(), grpc.aio.Metadata())
-
-    assert isinstance(status.from_rpc_error(dropped), errors.Unavailable)

@@ -1,4 +1,4 @@
-"""Clock, ids, paging, backoff."""
+"""Clock, ids, paging, backoff, the words of gRPC."""
 
 import contextlib
 import json
@@ -7,11 +7,13 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import backoff, clock, errors, ids, paging
+from shared.rpc import status
 
 moments = st.datetimes(datetime(2000, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
 
@@ -80,3 +82,9 @@ def test_a_log_line_bears_its_room_whatever_context_it_was_written_in() -> None:
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
 
     assert (json.loads(said)["room"], json.loads(said)["event"]) == ("ledger", "far_away")
+
+
+def test_a_call_that_a_stopping_server_drops_is_unavailable() -> None:
+    dropped = grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, grpc.aio.Metadata(), grpc.aio.Metadata())
+
+    assert isinstance(status.from_rpc_error(dropped), errors.Unavailable)
