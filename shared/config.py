@@ -71,8 +71,11 @@ def explain(error: ValidationError) -> str:
     """One line for each setting, with the fix and never the value."""
     lines = ["The settings are not complete:"]
     for problem in error.errors(include_input=False, include_url=False):
-        name = "_".join(str(part) for part in problem["loc"]).upper()
+        variable, *within = (str(part) for part in problem["loc"] if part != "[key]")
+        # What lies within a setting is no variable of its own, and nobody should look for one.
+        place = f" ({'.'.join(within)})" if within else ""
         missing = problem["type"] == "missing"
-        lines.append(f"  {name} {'is not set' if missing else 'is wrong: ' + problem['msg']}")
+        what = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"  {variable.upper()}{place} {'is not set' if missing else 'is wrong: ' + what}")
     lines.append("Set them in the environment and start again.")
     return "\n".join(lines)

@@ -53,7 +53,7 @@ class ExtraEndpoint(BaseModel):
     account_id: Name
     mode: Mode
     secrets: tuple[SigningSecret, ...] = Field(
-        min_length=1, description="the first signs new events, the others were good before it"
+        description="the first signs new events, the others were good before it"
     )
 
     @field_validator("provider")
@@ -65,7 +65,9 @@ class ExtraEndpoint(BaseModel):
 
     @field_validator("secrets")
     @classmethod
-    def _different(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    def _some_and_different(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not value:
+            raise ValueError("there is none, so that nobody could sign")
         if len(set(_plain(value))) < len(value):
             raise ValueError("one of them is there twice; give each once, the current one first")
         return value

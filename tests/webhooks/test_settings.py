@@ -72,14 +72,14 @@ def test_the_previous_secret_is_another(monkeypatch: pytest.MonkeyPatch) -> None
     [
         ("{'shop': 1}", "WEBHOOKS_ENDPOINTS"),
         ("[]", "WEBHOOKS_ENDPOINTS"),
-        ({"shop": entry()}, "WEBHOOKS_ENDPOINTS_SHOP_SECRETS"),
-        ({"shop": entry(" " * 8)}, "WEBHOOKS_ENDPOINTS_SHOP_SECRETS_0"),
-        ({"shop": entry("first-secret", "")}, "WEBHOOKS_ENDPOINTS_SHOP_SECRETS_1"),
-        ({"shop": entry("first-secret", "first-secret ")}, "WEBHOOKS_ENDPOINTS_SHOP_SECRETS"),
-        ({"shop": entry("first-secret", mode="both")}, "WEBHOOKS_ENDPOINTS_SHOP_MODE"),
-        ({"shop": entry("first-secret", provider="nobody")}, "WEBHOOKS_ENDPOINTS_SHOP_PROVIDER"),
-        ({"shop": entry("first-secret", secret="x")}, "WEBHOOKS_ENDPOINTS_SHOP_SECRET"),
-        ({"a/b": entry("first-secret")}, "WEBHOOKS_ENDPOINTS_A/B"),
+        ({"shop": entry()}, "WEBHOOKS_ENDPOINTS (shop.secrets)"),
+        ({"shop": entry(" " * 8)}, "WEBHOOKS_ENDPOINTS (shop.secrets.0)"),
+        ({"shop": entry("first-secret", "")}, "WEBHOOKS_ENDPOINTS (shop.secrets.1)"),
+        ({"shop": entry("first-secret", "first-secret ")}, "WEBHOOKS_ENDPOINTS (shop.secrets)"),
+        ({"shop": entry("first-secret", mode="both")}, "WEBHOOKS_ENDPOINTS (shop.mode)"),
+        ({"shop": entry("first-secret", provider="nobody")}, "WEBHOOKS_ENDPOINTS (shop.provider)"),
+        ({"shop": entry("first-secret", secret="x")}, "WEBHOOKS_ENDPOINTS (shop.secret)"),
+        ({"a/b": entry("first-secret")}, "WEBHOOKS_ENDPOINTS (a/b)"),
         ({"shop": entry("the-current-one")}, "WEBHOOKS_ENDPOINTS"),
         (
             {"live": entry("secret-1"), "test": entry("secret-2", "secret-1", mode="test")},
@@ -95,7 +95,8 @@ def test_an_address_that_is_not_safe_ends_the_start(
 
     said = refusal(monkeypatch, WEBHOOKS_ENDPOINTS=told)
 
-    assert re.search(rf"^  {re.escape(where)}\S* is ", said, re.MULTILINE)
+    assert re.search(rf"^  {re.escape(where)} is (wrong: |not set$)", said, re.MULTILINE)
+    assert said.count("\n  ") == 1
     assert not re.search("first-secret|the-current-one|secret-[12]", said)
 
 
