@@ -3,16 +3,30 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 
+class _Children(dict[tuple[str, ...], Counter]):
+    """A counter's children by their labels; asking it for one takes longer than counting."""
+
+    def __init__(self, counter: Counter) -> None:
+        super().__init__()
+        self._counter = counter
+
+    def __missing__(self, labels: tuple[str, ...]) -> Counter:
+        child = self[labels] = self._counter.labels(*labels)
+        return child
+
+
 class Metrics:
     """The numbers of one process; each has its own registry, so that several can live in one test."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self.requests = Counter(
-            "billing_webhook_requests",
-            "Requests at a provider's endpoint by their end",
-            ["provider", "result"],
-            registry=self._registry,
+        self._requests = _Children(
+            Counter(
+                "billing_webhook_requests",
+                "Requests at a provider's endpoint by their end",
+                ["provider", "result"],
+                registry=self._registry,
+            )
         )
         self.signature_failures = Counter(
             "billing_webhook_signature_failures",
@@ -20,11 +34,13 @@ class Metrics:
             ["provider", "endpoint"],
             registry=self._registry,
         )
-        self.signed = Counter(
-            "billing_webhook_signed",
-            "Deliveries by the secret that signed them: after a rotation the previous one must fall silent",
-            ["provider", "endpoint", "secret"],
-            registry=self._registry,
+        self._signed = _Children(
+            Counter(
+                "billing_webhook_signed",
+                "Deliveries by the secret that signed them: after a rotation the previous one must fall silent",
+                ["provider", "endpoint", "secret"],
+                registry=self._registry,
+            )
         )
         self.connections_closed = Counter(
             "billing_webhook_connections_closed",
@@ -60,6 +76,14 @@ class Metrics:
         self.dead_letters = Gauge(
             "webhook_dead_letter_queue_size", "Events that wait for a person", registry=self._registry
         )
+
+    def answered(self, provider: str, result: str) -> None:
+        """Counts one request."""
+        self._requests[provider, result].inc()
+
+    def signed(self, provider: str, endpoint: str, secret: str) -> None:
+        """Counts one delivery whose signature held."""
+        self._signed[provider, endpoint, secret].inc()
 
     def delivered(self, result: str) -> None:
         """Counts one attempt."""

@@ -103,7 +103,7 @@ class Ingress:
         started_at = time.monotonic()
         with self._budget.share() as share:
             result, response = await self._answer(scope, receive, endpoint, share)
-        self._metrics.requests.labels(provider=endpoint.provider, result=result).inc()
+        self._metrics.answered(endpoint.provider, result)
         self._metrics.accept_seconds.observe(time.monotonic() - started_at)
         # What anybody can cause without a signature is counted, not logged: logs fill disks too.
         write = logs.often if result in ("stored", "duplicate", "not_stored") else _log.debug
@@ -148,9 +148,7 @@ class Ingress:
         signed_with = await accept.verify(endpoint, headers, body, now)
         if signed_with is None:
             return await self._refuse(Request(scope), endpoint, body)
-        self._metrics.signed.labels(
-            provider=endpoint.provider, endpoint=endpoint.path, secret=signed_with
-        ).inc()
+        self._metrics.signed(endpoint.provider, endpoint.path, signed_with)
         new = await accept.receive(
             self._inbox,
             endpoint,
