@@ -26,8 +26,6 @@ from shared.ops import upkeep
 from shared.ops.store import record_audit
 
 ROOM = "scheduler"
-# Every limit is over within a quarter of an hour.
-BUCKETS_KEPT = timedelta(days=1)
 PRUNED_AT_MOST = 10_000
 CALL_ATTEMPTS = 3
 SINK_BATCH = 20
@@ -108,7 +106,9 @@ async def prune(engine: AsyncEngine, *, now: datetime) -> int:
             await run_store.prune(db, older_than=older_than)
             + await alert_store.prune(db, older_than=older_than)
             + await job_store.prune(db, older_than=older_than)
-            + await upkeep.forget_buckets(db, room=ROOM, before=now - BUCKETS_KEPT, limit=PRUNED_AT_MOST)
+            + await upkeep.forget_buckets(
+                db, room=ROOM, before=now - upkeep.BUCKETS_KEPT, limit=PRUNED_AT_MOST
+            )
         )
 
 

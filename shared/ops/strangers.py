@@ -4,8 +4,8 @@ import ipaddress
 import re
 
 from shared import sensitive
+from shared.sensitive import MASK
 
-MASK = "[masked]"
 AGENT_MAX = 200
 ID_MAX = 128
 

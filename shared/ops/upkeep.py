@@ -1,12 +1,15 @@
 """What rooms forget of their own rows in the schema `ops`; row-level security keeps them from others'."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, Table, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.ops.tables import billing_signature_failures as failures
 from shared.ops.tables import rate_limit_buckets as buckets
+
+# Every limit is over within a quarter of an hour.
+BUCKETS_KEPT = timedelta(days=1)
 
 
 async def forget_signature_failures(

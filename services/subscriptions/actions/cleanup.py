@@ -13,8 +13,6 @@ ROOM = "subscriptions"
 COMPLETED_KEPT = timedelta(days=90)
 KEYS_KEPT = timedelta(days=90)
 SIGNATURE_FAILURES_KEPT = timedelta(days=90)
-# Every limit is over within a quarter of an hour.
-BUCKETS_KEPT = timedelta(days=1)
 DELETED_AT_MOST = 10_000
 
 
@@ -44,6 +42,6 @@ async def cleanup(engine: AsyncEngine, *, now: datetime, dry_run: bool) -> Clean
                 db, room=ROOM, before=now - SIGNATURE_FAILURES_KEPT, limit=most, dry_run=dry_run
             ),
             buckets=await upkeep.forget_buckets(
-                db, room=ROOM, before=now - BUCKETS_KEPT, limit=most, dry_run=dry_run
+                db, room=ROOM, before=now - upkeep.BUCKETS_KEPT, limit=most, dry_run=dry_run
             ),
         )

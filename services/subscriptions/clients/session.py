@@ -10,6 +10,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import NewConnectionError
 
+from shared import sensitive
 from shared.ops import strangers
 
 CONNECT_TIMEOUT_SECONDS = 3.0
@@ -103,7 +104,7 @@ def _api_error(response: requests.Response, secret: str) -> ApiError:
         return ApiError(response.status_code)
     # These words reach callers, rows and logs.
     words = {
-        name: strangers.words(value.replace(secret, strangers.MASK) if secret else value)
+        name: strangers.words(value.replace(secret, sensitive.MASK) if secret else value)
         for name in ("code", "description", "field", "reason")
         if isinstance(value := error.get(name), str) and value != "NA"
     }

@@ -17,8 +17,6 @@ from shared.database import transaction
 from shared.ops import upkeep as ops_upkeep
 
 ROOM = "webhooks"
-# Every limit is over within a quarter of an hour.
-_BUCKETS_KEPT = timedelta(days=1)
 _BATCH = 1000
 _BATCHES_MAX = 20
 # More than a recorder takes down in two hours; of a flood over many of them the newest tell enough.
@@ -137,7 +135,7 @@ async def _removable(db: AsyncConnection, retention: Retention, now: datetime) -
         db, room=ROOM, before=now - retention.signature_failures, limit=_BATCH, dry_run=True
     )
     buckets = await ops_upkeep.forget_buckets(
-        db, room=ROOM, before=now - _BUCKETS_KEPT, limit=_BATCH, dry_run=True
+        db, room=ROOM, before=now - ops_upkeep.BUCKETS_KEPT, limit=_BATCH, dry_run=True
     )
     return Removed(bodies, events, requests, failures, buckets)
 
@@ -150,7 +148,7 @@ async def _remove_batch(db: AsyncConnection, retention: Retention, now: datetime
         await ops_upkeep.forget_signature_failures(
             db, room=ROOM, before=now - retention.signature_failures, limit=_BATCH
         ),
-        await ops_upkeep.forget_buckets(db, room=ROOM, before=now - _BUCKETS_KEPT, limit=_BATCH),
+        await ops_upkeep.forget_buckets(db, room=ROOM, before=now - ops_upkeep.BUCKETS_KEPT, limit=_BATCH),
     )
     return replace(batch, more_remains=max(batch.counts) >= _BATCH)
 
