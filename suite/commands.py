@@ -30,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they print the values of variables, and some of those are secrets
     help="The billing suite on one machine.",
 )
+KEYS = "gateway, operator, room, razorpay_key or razorpay_webhook"
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -94,11 +95,11 @@ def psql(context: typer.Context) -> None:
 
 
 @app.command()
-def key(kind: Annotated[str, typer.Argument(help="gateway, operator or room")] = "gateway") -> None:
+def key(kind: Annotated[str, typer.Argument(help=KEYS)] = "gateway") -> None:
     """Print a key of the running suite, for use in a command line."""
     _, runtime = _running()
     if f"{kind}_secret" not in runtime.secrets:
-        fail(f"There is no {kind} key: choose gateway, operator or room.")
+        fail(f"There is no {kind} key: choose {KEYS}.")
     print(runtime.secrets[f"{kind}_secret"])
 
 

@@ -1,4 +1,4 @@
-"""The README's tour, typed as it is printed."""
+"""The README's tour and the ingress by hand, typed as they are printed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ VARYING = (
 )
 
 
-def blocks() -> list[tuple[str, str]]:
-    """What to type, and what the README says comes of it."""
-    tour = (HOUSE / "README.md").read_text().split("## Five minutes")[1].split("\n## ")[0]
+def blocks(page: str, heading: str) -> list[tuple[str, str]]:
+    """What to type, and what the page says comes of it."""
+    tour = (HOUSE / page).read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
     fenced = re.findall(r"^```(sh|text)\n(.*?)^```", tour, flags=re.MULTILINE | re.DOTALL)
     typed: list[tuple[str, str]] = []
     for kind, content in fenced:
@@ -41,10 +41,17 @@ def without_what_varies(text: str) -> list[str]:
 @pytest.mark.skipif(
     not (HOUSE / ".venv" / ".ok").exists(), reason="the README types .venv/bin, which make setup makes"
 )
-def test_the_tour_answers_what_the_readme_prints(running_suite: RunningSuite) -> None:
-    script = f"echo '{CUT}'\n".join([*(typed for typed, _ in blocks()), ""])
+@pytest.mark.parametrize(
+    ("page", "heading", "count"), [("README.md", "Five minutes", 8), ("docs/webhooks.md", "By hand", 2)]
+)
+def test_a_tour_answers_what_the_page_prints(
+    running_suite: RunningSuite, page: str, heading: str, count: int
+) -> None:
+    tour = blocks(page, heading)
+    script = f"echo '{CUT}'\n".join([*(typed for typed, _ in tour), ""])
     runtime = running_suite.runtime
-    here = {**runtime["addresses"], "sandbox": runtime["sandbox_url"].removeprefix("http://")}
+    here = dict(runtime["addresses"])
+    here |= {name: runtime[f"{name}_url"].removeprefix("http://") for name in ("sandbox", "webhooks_http")}
     moved = {addresses.DEFAULTS[name]: place for name, place in here.items()}
     script = re.sub(r"127\.0\.0\.1:\$1", "$1", script)
     script = re.sub(r"\b(127\.0\.0\.1:)?(\d{4,5})(?=/)", lambda found: moved[f"127.0.0.1:{found[2]}"], script)
@@ -66,6 +73,6 @@ def test_the_tour_answers_what_the_readme_prints(running_suite: RunningSuite) ->
     )
 
     answers = told.stdout.split(f"{CUT}\n")
-    for (typed, expected), answer in zip(blocks(), answers, strict=False):
+    for (typed, expected), answer in zip(tour, answers, strict=False):
         assert without_what_varies(answer) == without_what_varies(expected), f"{typed}\n{told.stderr}"
-    assert len(blocks()) == 8
+    assert len(tour) == count
