@@ -77,7 +77,7 @@ class DeliveryLoop:
 
     def _free(self) -> int:
         # Never none at all: what a crowd brings in must not grow for as long as it lasts.
-        slots = max(1, self._concurrency // 4) if self._is_crowded() else self._concurrency
+        slots = max(1, self._concurrency // 8) if self._is_crowded() else self._concurrency
         return slots - len(self._running)
 
     async def _deliver(self, event: Claimed) -> None:
