@@ -170,5 +170,6 @@ class Sender:
         delivery.attempts.append(outcome)
         delivery.status = "delivered" if accepted else "retrying"
         self._outbox.save(delivery)
-        log.info("webhook sent", event_name=delivery.event, event_id=delivery.event_id, **outcome)
+        what = "webhook delivered" if accepted else "webhook not accepted"
+        log.info(what, event_name=delivery.event, event_id=delivery.event_id, **outcome)
         return accepted
