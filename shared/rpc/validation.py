@@ -18,6 +18,8 @@ _SUBSCRIPT_CHARACTERS_MAX = 40
 # With whatever stands between digits, be it several blanks of three bytes each.
 _MANY_DIGITS = re.compile(rb"[0-9](?:[^0-9A-Za-z]*[0-9]){12}")
 _IDENTIFIER = re.compile(r"(^|_)(ids?|key|token|sha256|signature|reference)$")
+# Whatever the name, these tell no secret; the last was masked by whoever took it in.
+_TELLS_NOTHING = frozenset({"", "true", "false", sensitive.MASK})
 _NEVER_KEPT = "holds a card number or a secret, which is never taken in: leave it out"
 
 
@@ -85,12 +87,12 @@ def _forbidden_in_map(named: Mapping[Any, Any], path: str) -> Iterator[tuple[str
     for key, content in named.items():
         if isinstance(key, str) and sensitive.holds_card(key):
             yield f"{path}[…]", _NEVER_KEPT
-        # What was masked by whoever took it in is fit to be passed on.
-        elif isinstance(content, str) and (
-            sensitive.holds_card(content)
-            or (isinstance(key, str) and content not in ("", sensitive.MASK) and sensitive.is_never_kept(key))
-        ):
+        elif isinstance(content, str) and key != sensitive.TENANT and _is_forbidden(str(key), content):
             yield f"{path}[{_short(str(key))}]", _NEVER_KEPT
+
+
+def _is_forbidden(name: str, content: str) -> bool:
+    return content not in _TELLS_NOTHING and (sensitive.holds_card(content) or sensitive.is_never_kept(name))
 
 
 def _each(field: FieldDescriptor, value: Any, name: str) -> Iterable[tuple[str, Any]]:

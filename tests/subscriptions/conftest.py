@@ -39,6 +39,7 @@ from services.subscriptions.rpc.room import Room as Doors
 from services.subscriptions.rules.policy import Policy, Supplier
 from services.subscriptions.store import catalog as catalog_store
 from services.webhooks.clients import PaymentEvents
+from services.webhooks.rules.bodies import prepare
 from services.webhooks.rules.delivery import Claimed, Decision
 from services.webhooks.rules.providers.razorpay import normalise
 from shared import clock
@@ -132,7 +133,7 @@ class Room:
             body_removed_at=None,
             request_id="req_test",
         )
-        return await self.webhooks.apply(claimed, normalise(body), timeout_seconds=10)
+        return await self.webhooks.apply(claimed, normalise(prepare(body).body), timeout_seconds=10)
 
     async def current(self, tenant: str) -> subscriptions_pb2.GetCurrentResponse:
         return await self.product.GetCurrent(subscriptions_pb2.GetCurrentRequest(tenant_id=tenant))

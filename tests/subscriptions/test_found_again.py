@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 from billing.subscriptions.v1 import subscriptions_pb2 as pb
 
+from shared import sensitive
 from shared.errors import Unavailable
 from tests.subscriptions.conftest import Room
 from tests.subscriptions.test_border import at_provider
@@ -32,6 +34,30 @@ async def test_a_repeated_checkout_funds_what_was_paid_meanwhile(
     assert (current.plan_code, current.status) == ("pro", pb.SUBSCRIPTION_STATUS_ACTIVE)
     assert not current.HasField("pending_change")
     assert len(room.rows("SELECT 1 FROM credit_grants WHERE tenant_id = %s", tenant)) == 1
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_a_tenant_whose_id_looks_like_a_card_number_is_found_again(room: Room, delivered: bool) -> None:
+    """What the provider tells is freed of card numbers; what products call their tenants is none."""
+    digits = f"4{random.randrange(10**14):014}"
+    [tenant] = [f"{digits}{check}" for check in range(10) if sensitive.holds_card(f"{digits}{check}")]
+    await room.provision(tenant)
+    room.sandbox.set("faults", kind="drop", method="POST", path="/v1/subscriptions", times=1)
+    with pytest.raises(Unavailable):
+        await room.checkout(tenant)
+    [made] = at_provider(room, tenant)
+    for delivery in room.sandbox.act(f"subscriptions/{made['id']}/pay", method="card") if delivered else []:
+        await room.deliver(delivery)
+
+    if not delivered:
+        again = await room.checkout(tenant)
+        assert again.checkout.subscription_id == made["id"]
+        for delivery in room.sandbox.act(f"subscriptions/{made['id']}/pay", method="card"):
+            await room.deliver(delivery)
+
+    assert len(at_provider(room, tenant)) == 1
+    assert (await room.current(tenant)).plan_code == "pro"
+    assert (await room.balance(tenant))["subscription"] == 15_000
 
 
 async def test_a_charge_told_without_its_payment_is_looked_up_and_funded_without_any_job(

@@ -122,12 +122,13 @@ def _notes(entity: Entity) -> dict[str, str]:
     notes = entity.get("notes")
     if not isinstance(notes, dict):  # an empty list where there are none
         return {}
-    return {
-        _fit_to_keep(str(name)): sensitive.MASK
-        if sensitive.is_never_kept(str(name))
-        else _fit_to_keep(str(value))
-        for name, value in notes.items()
-    }
+    return {_fit_to_keep(str(name)): _note(str(name), str(value)) for name, value in notes.items()}
+
+
+def _note(name: str, value: str) -> str:
+    if name == sensitive.TENANT:
+        return value
+    return sensitive.MASK if sensitive.is_never_kept(name) else _fit_to_keep(value)
 
 
 def _fit_to_keep(text: str) -> str:
