@@ -19,8 +19,6 @@ _FORBIDDEN_NAMES = frozenset({
     "apisecret", "secretkey", "apikey", "accesskey", "accesstoken", "refreshtoken", "bearertoken", "authtoken",
     "privatekey", "signingkey", "authorization", "cookie", "gatewaykey", "xgatewaykey",
 })  # fmt: skip
-# What products call their tenants is compared wherever it comes back, and many call them by numbers.
-TENANT = "tenant_id"
 # These names also occur without card data: forbidden when they hold at least so many digits.
 _AMBIGUOUS_NAMES = {"number": 12, "track": 12, "pin": 4}
 # Blanks and dashes as people, telephones and word processors set them.

@@ -87,7 +87,7 @@ def _forbidden_in_map(named: Mapping[Any, Any], path: str) -> Iterator[tuple[str
     for key, content in named.items():
         if isinstance(key, str) and sensitive.holds_card(key):
             yield f"{path}[…]", _NEVER_KEPT
-        elif isinstance(content, str) and key != sensitive.TENANT and _is_forbidden(str(key), content):
+        elif isinstance(content, str) and _is_forbidden(str(key), content):
             yield f"{path}[{_short(str(key))}]", _NEVER_KEPT
 
 

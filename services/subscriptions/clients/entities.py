@@ -126,8 +126,8 @@ def _notes(entity: Entity) -> dict[str, str]:
 
 
 def _note(name: str, value: str) -> str:
-    if name == sensitive.TENANT:
-        return value
+    if name == "tenant_id":
+        return value  # compared, never kept; many a tenant's is a number
     return sensitive.MASK if sensitive.is_never_kept(name) else _fit_to_keep(value)
 
 

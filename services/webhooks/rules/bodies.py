@@ -193,8 +193,6 @@ def _masked_under(name: str, content: Any) -> tuple[Any, bool]:
     if isinstance(content, list):
         walked = [_masked_under(name, each) for each in content]
         return [each for each, _ in walked], any(altered for _, altered in walked)
-    if name == sensitive.TENANT and isinstance(content, str):
-        return content, False
     return (MASK, True) if _forbidden(name, content) else _masked(content)
 
 
