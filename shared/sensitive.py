@@ -10,7 +10,7 @@ MASK = "[masked]"
 
 # By name, whatever they hold. Compared without case and punctuation: `card[number]`, `Card-Number`, `cardNumber`.
 _FORBIDDEN_NAMES = frozenset({
-    "cardnumber", "cardno", "accountnumber", "primaryaccountnumber", "pan",
+    "cardnumber", "cardno", "accountnumber", "primaryaccountnumber",
     "cvv", "cvv2", "cvvcode", "cvc", "cvc2", "cvccode", "csc", "cardcvv", "cardcvc", "cvn", "cav2",
     "securitycode", "cardsecuritycode", "pinblock", "cardpin", "atmpin", "upipin", "mpin",
     "track1", "track2", "track3", "trackdata", "track1data", "track2data", "track3data",
@@ -20,7 +20,8 @@ _FORBIDDEN_NAMES = frozenset({
     "privatekey", "signingkey", "authorization", "cookie", "gatewaykey", "xgatewaykey",
 })  # fmt: skip
 # These names also occur without card data: forbidden when they hold at least so many digits.
-_AMBIGUOUS_NAMES = {"number": 12, "track": 12, "pin": 4}
+# A PAN is also the number of an Indian taxpayer: five letters, four digits, a letter.
+_AMBIGUOUS_NAMES = {"number": 12, "pan": 12, "track": 12, "pin": 4}
 # Blanks and dashes as people, telephones and word processors set them.
 _SPACING = " \u00a0\u2007\u2009\u202f-\u2010\u2011\u2012\u2013\u2014\u2212"
 _SEPARATORS = str.maketrans("", "", _SPACING)

@@ -106,7 +106,7 @@ class WebhooksSettings(RoomSettings):
         default=5, ge=0, description="deliveries without a valid signature from one address; 0: no limit"
     )
 
-    webhooks_delivery_concurrency: int = Field(default=8, ge=1, le=64)
+    webhooks_delivery_concurrency: int = Field(default=4, ge=1, le=64)
     webhooks_delivery_poll_seconds: float = Field(default=1.0, gt=0)
     webhooks_delivery_attempts: int = Field(default=10, ge=1)
     webhooks_delivery_backoff_seconds: float = Field(default=2.0, gt=0)

@@ -29,7 +29,7 @@ SCHEMES = (
 # Every name under which nothing is kept, as people and programs spell them.
 NAMES = (
     *("cvv", "CVV2", "Cvc", "cvc2", "CSC", "security_code", "Security Code", "securityCode", "card[cvv]"),
-    *("card_number", "Card-Number", "cardNumber", "card number", "PAN", "primary_account_number"),
+    *("card_number", "Card-Number", "cardNumber", "card number", "primary_account_number"),
     *("account_number", "pin_block", "PinBlock", "card_pin", "track1", "TRACK_2", "track-data", "Track1Data"),
     *(
         "magstripe",

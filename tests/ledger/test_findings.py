@@ -118,7 +118,7 @@ async def test_cleanup_deletes_what_ended_long_ago_and_only_that(
             " VALUES (%s, %s, %s, now(), now())",
             *(tenant, key, used),
         )
-    for room, hours in (("ledger", -1), ("ledger", 1), ("webhooks", -1)):
+    for room, hours in (("ledger", -25), ("ledger", -23), ("webhooks", -25)):
         hand.run(
             "INSERT INTO rate_limit_buckets (room, key, tat) VALUES (%s, %s, now() + make_interval(hours => %s))",
             *(room, f"{tenant}:{hours}", hours),
@@ -137,6 +137,6 @@ async def test_cleanup_deletes_what_ended_long_ago_and_only_that(
     assert {row["limit_key"] for row in left} == {"blog.drafts", "seo.audits", "blog.over"}
     buckets = hand.look("SELECT room, key FROM rate_limit_buckets WHERE key LIKE %s", f"{tenant}%")
     assert {(row["room"], row["key"]) for row in buckets} == {
-        ("ledger", f"{tenant}:1"),
-        ("webhooks", f"{tenant}:-1"),
+        ("ledger", f"{tenant}:-23"),
+        ("webhooks", f"{tenant}:-25"),
     }

@@ -92,6 +92,7 @@ def test_every_door_refuses_and_repeats_nothing(request_: Message, field: str) -
         debit(description="Article 1729384756102938475"),
         debit(description="order 4111111111111112 of 16 digits"),
         debit(metadata={"pin": "560001", "number": "123456789012", "track": "5"}),
+        debit(metadata={"pan": "AAACP1234C"}),  # an Indian taxpayer's
         debit(metadata={"password": ""}),
         debit(metadata={"password": sensitive.MASK, "note": sensitive.MASK}),  # masked where it was taken in
     ],

@@ -186,10 +186,11 @@ async def test_an_endpoint_has_its_own_account_mode_and_secrets(start: Start, te
     same_account = await room.post(body, path=test, secret="older-secret")
     default = await room.post(body)
     unknown = await room.post(body, path="/webhooks/razorpay/acc_unknown")
+    slashed = await room.post(body, path=f"{live}/", secret="second-secret")
 
     answers = [wrong, right, other_mode, same_account, default]
     assert [each.status_code for each in answers] == [401, 200, 401, 200, 200]
-    assert unknown.json() == {"status": "duplicate"}
+    assert unknown.json() == slashed.json() == {"status": "duplicate"}
     identities = {(row["account_id"], row["mode"]) for row in await room.rows()}
     assert identities == {("acc_x", "live"), ("acc_x", "test"), ("default", "test")}
 

@@ -16,9 +16,11 @@ from services.ledger.store.audit.found import snapshot
 from shared import clock, logs
 from shared.database import transaction
 from shared.errors import InvalidArgument
+from shared.ops.upkeep import BUCKETS_KEPT, forget_buckets
 
 # Lines are hashed between two turns of the event loop: few enough that no other call waits for it.
 LINES_PAGE = 500
+_BUCKETS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +124,11 @@ async def cleanup(ledger: Ledger, *, grace_retention: timedelta, dry_run: bool) 
     """Deletes grace periods that ended long ago and rate limits that limit nobody: (how many of each)."""
     now = clock.now()
     async with transaction(ledger.engine) as db:
-        if dry_run:
-            return await cleanup_store.count(db, ended_before=now - grace_retention, now=now)
-        return await cleanup_store.delete(db, ended_before=now - grace_retention, now=now)
+        grace = await cleanup_store.grace_periods(db, ended_before=now - grace_retention, dry_run=dry_run)
+        limits = await forget_buckets(
+            db, room="ledger", before=now - BUCKETS_KEPT, limit=_BUCKETS_AT_ONCE, dry_run=dry_run
+        )
+    return grace, limits
 
 
 async def _verify(ledger: Ledger, tenant_id: str, ends_at: float) -> Verification:

@@ -12,18 +12,10 @@ FROM grace_periods g WHERE expires_at < :ended_before AND NOT EXISTS (
     JOIN tenant_services s ON s.tenant_id = u.tenant_id AND s.service_code = split_part(u.limit_key, '.', 1)
     WHERE u.tenant_id = g.tenant_id AND u.limit_key = g.limit_key
       AND u.used > (s.limits -> split_part(u.limit_key, '.', 2) ->> 'limit')::bigint)"""
-RATES = "FROM rate_limit_buckets WHERE room = 'ledger' AND tat < :now"
 
 
-async def count(db: AsyncConnection, *, ended_before: datetime, now: datetime) -> tuple[int, int]:
-    """(grace periods, rate limits) that `delete` would delete."""
-    grace = await db.scalar(text(f"SELECT count(*) {GRACE}"), {"ended_before": ended_before})
-    rates = await db.scalar(text(f"SELECT count(*) {RATES}"), {"now": now})
-    return int(grace or 0), int(rates or 0)
-
-
-async def delete(db: AsyncConnection, *, ended_before: datetime, now: datetime) -> tuple[int, int]:
-    """(grace periods that ended before then, rate limits that limit nobody any more), deleted."""
-    grace = await db.execute(text(f"DELETE {GRACE}"), {"ended_before": ended_before})
-    rates = await db.execute(text(f"DELETE {RATES}"), {"now": now})
-    return grace.rowcount, rates.rowcount
+async def grace_periods(db: AsyncConnection, *, ended_before: datetime, dry_run: bool) -> int:
+    """Deletes grace periods that ended before then, and says how many; a rehearsal counts them."""
+    verb = "SELECT count(*)" if dry_run else "DELETE"
+    result = await db.execute(text(f"{verb} {GRACE}"), {"ended_before": ended_before})
+    return int(result.scalar_one()) if dry_run else result.rowcount

@@ -71,6 +71,7 @@ class Ingress:
                 Route("/webhooks/{provider}", self._elsewhere, methods=["POST"]),
                 Route("/webhooks/{provider}/", self._elsewhere, methods=["POST"]),
                 Route("/webhooks/{provider}/{endpoint}", self._elsewhere, methods=["POST"]),
+                Route("/webhooks/{provider}/{endpoint}/", self._elsewhere, methods=["POST"]),
                 Route("/healthz", self._health, methods=["GET"]),
                 Route("/metrics", self._scrape, methods=["GET"]),
             ],
