@@ -72,6 +72,8 @@ def explain(error: ValidationError) -> str:
     lines = ["The settings are not complete:"]
     for problem in error.errors(include_input=False, include_url=False):
         variable, *within = (str(part) for part in problem["loc"] if part != "[key]")
+        if problem["type"] == "extra_forbidden" and not re.fullmatch("[a-z_]{1,24}", within[-1]):
+            within[-1] = "…"  # no misspelt name, perhaps a value that stands in the wrong place
         # What lies within a setting is no variable of its own, and nobody should look for one.
         place = f" ({'.'.join(within)})" if within else ""
         missing = problem["type"] == "missing"

@@ -154,6 +154,7 @@ async def test_a_body_that_kills_its_worker_takes_nobody_along(
         "WEBHOOKS_DELIVERY_LEASE_SECONDS": "1",
         "WEBHOOKS_DELIVERY_CALL_SECONDS": "0.9",
         "WEBHOOKS_DELIVERY_ATTEMPTS": "2",
+        "WEBHOOKS_DELIVERY_CONCURRENCY": "8",
     }
     async with (
         neighbour(settings, subscriptions) as address,
