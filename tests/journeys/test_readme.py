@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
 
 import pytest
 
-from suite import addresses
+from tests.journeys import shell
 from tests.suite.running import HOUSE, RunningSuite
 
 CUT = "---- end of block ----"
@@ -49,28 +48,8 @@ def test_a_tour_answers_what_the_page_prints(
 ) -> None:
     tour = blocks(page, heading)
     script = f"echo '{CUT}'\n".join([*(typed for typed, _ in tour), ""])
-    runtime = running_suite.runtime
-    here = dict(runtime["addresses"])
-    here |= {name: runtime[f"{name}_url"].removeprefix("http://") for name in ("sandbox", "webhooks_http")}
-    moved = {addresses.DEFAULTS[name]: place for name, place in here.items()}
-    script = re.sub(r"127\.0\.0\.1:\$1", "$1", script)
-    script = re.sub(r"\b(127\.0\.0\.1:)?(\d{4,5})(?=/)", lambda found: moved[f"127.0.0.1:{found[2]}"], script)
-    environment = {
-        name: value
-        for name, value in running_suite.environment.items()
-        if not re.search("proxy|^MAKE|^MFLAGS", name, re.IGNORECASE)
-    }
 
-    told = subprocess.run(
-        ["sh"],
-        input=script,
-        cwd=HOUSE,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    told = shell.typed(running_suite, script)
 
     answers = told.stdout.split(f"{CUT}\n")
     for (typed, expected), answer in zip(tour, answers, strict=False):

@@ -8,7 +8,6 @@ import hmac
 import json
 import re
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -22,8 +21,8 @@ import psycopg
 import pytest
 
 from shared import clock
-from suite import addresses
 from suite.postgres import ADMIN
+from tests.journeys import shell
 from tests.journeys.test_hostile_deliveries import paid
 from tests.journeys.test_kill import clients_of
 from tests.suite.running import HOUSE, RunningSuite
@@ -109,12 +108,6 @@ class Operator:
     def __init__(self, suite: RunningSuite) -> None:
         self.suite = suite
         self.given: dict[str, str] = {}
-        runtime = suite.runtime
-        places = dict(runtime["addresses"])
-        places |= {
-            name: runtime[f"{name}_url"].removeprefix("http://") for name in ("sandbox", "webhooks_http")
-        }
-        self._moved = {addresses.DEFAULTS[name]: place for name, place in places.items()}
 
     def work(self, heading: str) -> list[tuple[Block, str]]:
         """Every block of a section with what came of it, in their order; whoever looks too early looks again."""
@@ -153,27 +146,7 @@ class Operator:
         return typed
 
     def _shell(self, helpers: str, typed: str) -> str:
-        script = re.sub(r"127\.0\.0\.1:\$1", "$1", f"{helpers}\necho '{CUT}'\n{self._filled_in(typed)}")
-        script = re.sub(
-            r"\b(?:127\.0\.0\.1:)?(\d{4,5})(?=/)",
-            lambda found: self._moved.get(f"127.0.0.1:{found[1]}", found[0]),
-            script,
-        )
-        environment = {
-            name: value
-            for name, value in self.suite.environment.items()
-            if not re.search("proxy|^MAKE|^MFLAGS", name, re.IGNORECASE)
-        }
-        told = subprocess.run(
-            ["sh"],
-            input=script,
-            cwd=HOUSE,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        told = shell.typed(self.suite, f"{helpers}\necho '{CUT}'\n{self._filled_in(typed)}")
         assert told.returncode == 0, f"{typed}\n{told.stdout}\n{told.stderr}"
         return told.stdout.split(f"{CUT}\n")[-1] + told.stderr
 
