@@ -23,6 +23,7 @@ help: ## show this list
 	   $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock; \
 	 fi
 	@$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "billing-suite.pth").write_text("$(CURDIR)\n$(CURDIR)/gen\n")'
+	@printf '#!/bin/sh\nexec "$$(dirname "$$0")/python" -m billctl "$$@"\n' > $(BIN)/billctl && chmod +x $(BIN)/billctl
 	@touch $@
 
 setup: .venv/.ok ## create .venv from the hashed lock

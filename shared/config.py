@@ -23,6 +23,10 @@ def _fit_for_metadata(key: SecretStr) -> SecretStr:
     return key
 
 
+# Where Prometheus asks a room; nobody who is not inside should reach it. Empty: the room shows no numbers.
+MetricsListen = Annotated[
+    str, Field(pattern=r"^$|^.+:\d+$", description="host:port of GET /metrics; empty: none")
+]
 Key = Annotated[SecretStr, Field(min_length=16), AfterValidator(_fit_for_metadata)]
 
 

@@ -15,6 +15,10 @@ DEFAULTS = {
     "scheduler": f"{LOOPBACK}:50054",
     "webhooks_http": f"{LOOPBACK}:8080",
     "sandbox": f"{LOOPBACK}:8090",
+    "ledger_metrics": f"{LOOPBACK}:9051",
+    "subscriptions_metrics": f"{LOOPBACK}:9052",
+    "webhooks_metrics": f"{LOOPBACK}:9053",
+    "scheduler_metrics": f"{LOOPBACK}:9054",
 }
 
 

@@ -137,6 +137,7 @@ class Runtime:
     pid: int
     started_at: int | None
     addresses: dict[str, str]
+    metrics_urls: dict[str, str]
     webhooks_http_url: str
     sandbox_url: str
     database: DatabaseNote

@@ -178,6 +178,7 @@ class Launcher:
             pid=me.pid,
             started_at=me.started_at,
             addresses={room: addresses.reachable(self.world.listen[room]) for room in ROOMS},
+            metrics_urls={room: f"{self.world.url(f'{room}_metrics')}/metrics" for room in ROOMS},
             webhooks_http_url=self.world.url("webhooks_http"),
             sandbox_url=self.world.url("sandbox"),
             database=self.database.note(self.secrets.role_passwords),

@@ -95,6 +95,7 @@ class World:
         told = {f"{room.upper()}_ADDRESS": addresses.reachable(self.listen[room]) for room in ROOMS}
         told |= {
             f"{upper}_LISTEN": self.listen[program.name],
+            f"{upper}_METRICS_LISTEN": self.listen[f"{program.name}_metrics"],
             f"{upper}_DATABASE_URL": self.database_urls[f"{program.name}_rw"],
             "GATEWAY_SECRET": self.secrets.gateway_secret,
             "OPERATOR_SECRET": self.secrets.operator_secret,

@@ -50,6 +50,10 @@ class SuiteSettings(Settings):
     scheduler_listen: Listen
     webhooks_http_listen: Listen
     sandbox_listen: Listen
+    ledger_metrics_listen: Listen
+    subscriptions_metrics_listen: Listen
+    webhooks_metrics_listen: Listen
+    scheduler_metrics_listen: Listen
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
     billing_test_clock: Path | None = Field(default=None, description="file with an offset in seconds")
 

@@ -41,6 +41,7 @@ async def main(settings: LedgerSettings) -> None:
                 )
             ),
             probe=lambda: database.ping(engine),
+            metrics_listen=settings.ledger_metrics_listen,
         )
     await engine.dispose()
 

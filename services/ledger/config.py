@@ -2,7 +2,7 @@
 
 from pydantic import Field, SecretStr
 
-from shared.config import RoomSettings
+from shared.config import MetricsListen, RoomSettings
 
 
 class LedgerSettings(RoomSettings):
@@ -11,6 +11,7 @@ class LedgerSettings(RoomSettings):
     ledger_listen: str = Field(
         default="127.0.0.1:50051", pattern=r"^.+:\d+$", description="host:port to serve on"
     )
+    ledger_metrics_listen: MetricsListen = ""
     ledger_database_url: SecretStr = Field(description="how ledger_rw connects")
     ledger_lanes: int = Field(
         default=1,

@@ -52,6 +52,7 @@ async def run(settings: SchedulerSettings) -> None:
         background=[loop.keep_time, loop.tell_sink],
         probe=lambda: database.ping(engine),
         on_stop=close,
+        metrics_listen=settings.scheduler_metrics_listen,
     )
 
 

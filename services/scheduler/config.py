@@ -4,13 +4,14 @@ from datetime import timedelta
 
 from pydantic import Field, SecretStr
 
-from shared.config import RoomSettings
+from shared.config import MetricsListen, RoomSettings
 
 
 class SchedulerSettings(RoomSettings):
     """What the scheduler needs beside what every room needs."""
 
     scheduler_listen: str = Field(default="127.0.0.1:50054", description="where the door opens")
+    scheduler_metrics_listen: MetricsListen = ""
     scheduler_database_url: SecretStr = Field(description="how scheduler_rw connects")
     ledger_address: str = Field(default="127.0.0.1:50051", description="where the ledger answers")
     subscriptions_address: str = Field(default="127.0.0.1:50052", description="where subscriptions answer")

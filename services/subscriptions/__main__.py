@@ -63,6 +63,7 @@ async def run(settings: SubscriptionsSettings) -> None:
         background=[reconciler.take_over],
         probe=lambda: database.ping(engine),
         on_stop=close,
+        metrics_listen=settings.subscriptions_metrics_listen,
     )
 
 

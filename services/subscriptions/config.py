@@ -6,7 +6,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from services.subscriptions.rules import gstin
 from services.subscriptions.rules.policy import LADDER, Policy, Step, Supplier
-from shared.config import RoomSettings
+from shared.config import MetricsListen, RoomSettings
 
 
 class SubscriptionsSettings(RoomSettings):
@@ -15,6 +15,7 @@ class SubscriptionsSettings(RoomSettings):
     subscriptions_listen: str = Field(
         default="127.0.0.1:50052", pattern=r"^.+:\d+$", description="host:port to serve on"
     )
+    subscriptions_metrics_listen: MetricsListen = ""
     subscriptions_database_url: SecretStr = Field(description="how subscriptions_rw connects")
     subscriptions_pool_size: int = Field(default=8, ge=1, le=64, description="database connections")
     ledger_address: str = Field(default="127.0.0.1:50051", description="where the ledger answers")

@@ -41,6 +41,8 @@ async def run(settings: WebhooksSettings) -> None:
             doors=room.doors,
             background=[http, room.loop.run],
             probe=lambda: database.ping(room.engine),
+            metrics_listen=settings.webhooks_metrics_listen,
+            exposition=room.exposition,
         )
 
 

@@ -24,7 +24,7 @@ from services.webhooks.rules.delivery import Patience
 from services.webhooks.rules.health import BusinessHours
 from services.webhooks.rules.inbox import Endpoint
 from services.webhooks.rules.providers import PROVIDERS
-from shared.config import RoomSettings
+from shared.config import MetricsListen, RoomSettings
 
 Mode = Literal["test", "live"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
@@ -78,6 +78,7 @@ class WebhooksSettings(RoomSettings):
 
     webhooks_listen: Address = Field(default="127.0.0.1:50053", description="gRPC")
     webhooks_http_listen: Address = Field(default="127.0.0.1:8080", description="what providers reach")
+    webhooks_metrics_listen: MetricsListen = ""
     webhooks_database_url: SecretStr
     subscriptions_address: Address = Field(default="127.0.0.1:50052")
 

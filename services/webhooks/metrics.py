@@ -1,6 +1,6 @@
 """What Prometheus may ask of the ingress."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
 class _Children(dict[tuple[str, ...], Counter]):
@@ -19,62 +19,62 @@ class Metrics:
     """The numbers of one process; each has its own registry, so that several can live in one test."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._requests = _Children(
             Counter(
                 "billing_webhook_requests",
                 "Requests at a provider's endpoint by their end",
                 ["provider", "result"],
-                registry=self._registry,
+                registry=self.registry,
             )
         )
         self.signature_failures = Counter(
             "billing_webhook_signature_failures",
             "Deliveries refused for their signature, recorded in the database or not",
             ["provider", "endpoint"],
-            registry=self._registry,
+            registry=self.registry,
         )
         self._signed = _Children(
             Counter(
                 "billing_webhook_signed",
                 "Deliveries by the secret that signed them: after a rotation the previous one must fall silent",
                 ["provider", "endpoint", "secret"],
-                registry=self._registry,
+                registry=self.registry,
             )
         )
         self.connections_closed = Counter(
             "billing_webhook_connections_closed",
             "Connections that the ingress ended before a request was whole or its answer read, by the reason",
             ["reason"],
-            registry=self._registry,
+            registry=self.registry,
         )
         self.accept_seconds = Histogram(
             "billing_webhook_accept_seconds",
             "From the first byte of the body to the answer",
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
-            registry=self._registry,
+            registry=self.registry,
         )
         self.deliveries = Counter(
             "billing_webhook_deliveries",
             "Attempts to hand an event on, by result",
             ["result"],
-            registry=self._registry,
+            registry=self.registry,
         )
         self.pending = Gauge(
-            "billing_webhook_inbox_pending", "Events that wait to be delivered", registry=self._registry
+            "billing_webhook_inbox_pending", "Events that wait to be delivered", registry=self.registry
         )
         self.due = Gauge(
             "billing_webhook_inbox_due",
             "Events that wait and whose next attempt is due",
-            registry=self._registry,
+            registry=self.registry,
         )
         self.lag_seconds = Gauge(
             "billing_webhook_inbox_lag_seconds",
             "How long the oldest event has waited",
-            registry=self._registry,
+            registry=self.registry,
         )
         self.dead_letters = Gauge(
-            "webhook_dead_letter_queue_size", "Events that wait for a person", registry=self._registry
+            "webhook_dead_letter_queue_size", "Events that wait for a person", registry=self.registry
         )
 
     def answered(self, provider: str, result: str) -> None:
@@ -92,7 +92,3 @@ class Metrics:
     def connection_closed(self, reason: str) -> None:
         """Counts one connection that was ended."""
         self.connections_closed.labels(reason=reason).inc()
-
-    def text(self) -> bytes:
-        """Everything, in Prometheus' text format."""
-        return generate_latest(self._registry)

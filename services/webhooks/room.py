@@ -23,6 +23,7 @@ from services.webhooks.metrics import Metrics
 from services.webhooks.rpc import WebhooksAdminService, WebhooksMaintenanceService
 from shared import clock
 from shared.database import create_engine
+from shared.metrics import Exposition
 from shared.ops.limits import Limiter
 from shared.rpc.client import open_channel
 from shared.rpc.server import Audience, Door
@@ -38,6 +39,7 @@ class Room:
     loop: DeliveryLoop
     courier: Courier
     metrics: Metrics
+    exposition: Exposition
 
 
 @asynccontextmanager
@@ -66,6 +68,8 @@ async def open_room(settings: WebhooksSettings) -> AsyncIterator[Room]:
     )
     inbox = Inbox(accepting, on_stored=loop.wake)
     failures = FailureLog(engine)
+    watchman = Watchman(engine, clock.now)
+    exposition = Exposition(lambda: watchman.refresh(metrics), also=metrics.registry)
     ingress = Ingress(
         settings.endpoints(),
         inbox=inbox,
@@ -74,14 +78,16 @@ async def open_room(settings: WebhooksSettings) -> AsyncIterator[Room]:
             Limiter(engine, "webhooks"), per_15_minutes=settings.webhooks_unsigned_per_15_minutes
         ),
         trusted_proxies=settings.trusted_proxies(),
-        watchman=Watchman(engine, clock.now),
+        watchman=watchman,
         metrics=metrics,
+        exposition=exposition,
         clock=clock.now,
         body_bytes_max=settings.webhooks_body_bytes_max,
         receive_seconds=settings.webhooks_receive_seconds,
     )
     try:
-        yield Room(engine, ingress.app(), _doors(settings, engine, courier, loop), loop, courier, metrics)
+        doors = _doors(settings, engine, courier, loop)
+        yield Room(engine, ingress.app(), doors, loop, courier, metrics, exposition)
     finally:
         await inbox.close()
         await failures.close()

@@ -7,6 +7,7 @@ from sqlalchemy import func, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from shared import metrics
 from shared.ids import new_id
 from shared.ops import strangers
 from shared.ops.tables import (
@@ -34,20 +35,24 @@ async def record_audit(
 ) -> str:
     """Append one line to the audit log and return its id; no role can change or delete it."""
     audit_id = new_id("aud")
-    await db.execute(
-        insert(billing_audit_log).values(
-            id=audit_id,
-            room=room,
-            action=action,
-            actor_type=actor_type,
-            actor_id=actor_id,
-            tenant_id=tenant_id,
-            resource_type=resource_type,
-            resource_id=resource_id,
-            metadata={"before": before, "after": after, "reason": reason},
-            request_id=request_id,
-        )
+    statement = insert(billing_audit_log).values(
+        id=audit_id,
+        room=room,
+        action=action,
+        actor_type=actor_type,
+        actor_id=actor_id,
+        tenant_id=tenant_id,
+        resource_type=resource_type,
+        resource_id=resource_id,
+        metadata={"before": before, "after": after, "reason": reason},
+        request_id=request_id,
     )
+    try:
+        await db.execute(statement)
+    except Exception:
+        metrics.audit_failed(room)
+        raise
+    metrics.audited(room, action)
     return audit_id
 
 

@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from shared import database, errors, logs, sensitive
+from shared import database, errors, logs, metrics, sensitive
 from shared.ops.limits import Limit, Limiter
 from shared.rpc import context, status, validation
 from shared.rpc.auth import Audience, Caller, Keyring, admit
@@ -77,6 +77,7 @@ class Gate(grpc.aio.ServerInterceptor):
             self._admit(service, _headers(handler_call_details.invocation_metadata))
         except errors.BillingError as refusal:
             _log.warning("rpc", method=self._known(method), code=refusal.code, reason=refusal.reason)
+            metrics.refused(service if service in self._audiences else "", refusal.code)
             return self._refuse(refusal)
         if (wrapped := self._wrapped.get(method)) is not None:
             return wrapped
@@ -123,6 +124,7 @@ class Gate(grpc.aio.ServerInterceptor):
     def _unary(self, method: str, behaviour: Any, parse: Any) -> Behaviour:
         service = method.rpartition("/")[0].lstrip("/")
         limited = self._audiences.get(service) is Audience.OPERATOR
+        meter = metrics.RpcMeter(method, "unary")
 
         async def serve(raw: bytes, call: Call) -> Any:
             headers = _headers(call.invocation_metadata())
@@ -141,17 +143,19 @@ class Gate(grpc.aio.ServerInterceptor):
                     answer = await behaviour(request, call)
             except asyncio.CancelledError:
                 # The caller left, or its deadline passed there first.
-                _access(method, "CANCELLED", started_at)
+                _access(method, "CANCELLED", started_at, meter)
                 raise
             except Exception as error:
-                await self._refuse_call(call, error, method, started_at, request_id)
+                await self._refuse_call(call, error, method, started_at, request_id, meter)
             else:
-                _access(method, "OK", started_at)
+                _access(method, "OK", started_at, meter)
                 return answer
 
         return serve
 
     def _stream(self, method: str, behaviour: Any, parse: Any) -> Behaviour:
+        meter = metrics.RpcMeter(method, "bidi_stream")
+
         async def serve(requests: AsyncIterator[bytes], call: Call) -> None:
             headers = _headers(call.invocation_metadata())
             request_id = _begin(headers)
@@ -171,20 +175,26 @@ class Gate(grpc.aio.ServerInterceptor):
                 # A caller that leaves looks at first like one that has said everything.
                 await asyncio.sleep(0)
             except asyncio.CancelledError:
-                _access(method, "CANCELLED", started_at)
+                _access(method, "CANCELLED", started_at, meter)
                 raise
             except Exception as error:
-                await self._refuse_call(call, error, method, started_at, request_id)
+                await self._refuse_call(call, error, method, started_at, request_id, meter)
             else:
-                _access(method, "OK", started_at)
+                _access(method, "OK", started_at, meter)
 
         return serve
 
     async def _refuse_call(
-        self, call: Call, error: Exception, method: str, started_at: float, request_id: str
+        self,
+        call: Call,
+        error: Exception,
+        method: str,
+        started_at: float,
+        request_id: str,
+        meter: metrics.RpcMeter,
     ) -> None:
         refusal = _as_billing_error(error, method)
-        _access(method, refusal.code, started_at, reason=refusal.reason)
+        _access(method, refusal.code, started_at, meter, reason=refusal.reason)
         await self._abort(call, refusal, request_id)
 
     def _shed_if_old(self, headers: Headers) -> None:
@@ -275,8 +285,10 @@ def _as_billing_error(error: Exception, method: str) -> errors.BillingError:
     return mapped
 
 
-def _access(method: str, code: str, started_at: float, **fields: str) -> None:
-    milliseconds = round((time.monotonic() - started_at) * 1000, 1)
+def _access(method: str, code: str, started_at: float, meter: metrics.RpcMeter, **fields: str) -> None:
+    seconds = time.monotonic() - started_at
+    meter.handled(code, seconds)
+    milliseconds = round(seconds * 1000, 1)
     if code == "OK":
         logs.access(method, milliseconds)
         return

@@ -12,7 +12,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from shared import logs
+from shared import logs, metrics
 from shared.config import RoomSettings
 from shared.ops.limits import Limiter, per_quarter_hour
 from shared.rpc.auth import Audience, Keyring
@@ -96,13 +96,17 @@ async def serve(
     probe: Callable[[], Awaitable[None]] | None = None,
     on_stop: Callable[[], Awaitable[None]] | None = None,
     grace_seconds: float = 8.0,
+    metrics_listen: str = "",
+    exposition: metrics.Exposition | None = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains: health first, background work, calls in flight, `on_stop`.
 
     `background` runs beside the doors; one that ends by itself ends the room, so that its supervisor restarts it.
     `limiter` counts the calls at operators' doors; without one they are not limited.
     `probe` fails while the room cannot do its work; health follows it.
+    `metrics_listen` is where Prometheus asks, empty for nowhere; `exposition` is what it is told there.
     """
+    shown = metrics.bind(metrics_listen) if metrics_listen else None
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -116,6 +120,9 @@ async def serve(
             asyncio.create_task(work(), name=getattr(work, "__name__", "background")) for work in background
         ]
         tasks.append(asyncio.create_task(_follow_health(servicer, probe), name="health"))
+        if shown is not None:
+            showing = metrics.serve_metrics(exposition or metrics.Exposition(), shown)
+            tasks.append(asyncio.create_task(showing, name="metrics"))
         waiter = asyncio.create_task(stop.wait(), name="stop")
         _log.info("serving", address=address)
         done, _ = await asyncio.wait([waiter, *tasks], return_when=asyncio.FIRST_COMPLETED)

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE = ("services", "shared", "suite", "sandbox")
+CODE = ("services", "shared", "suite", "sandbox", "billctl")
 ROOMS = ("ledger", "subscriptions", "webhooks", "scheduler")
 # Not ours: version control, the environment, what tools and runs leave behind.
 LEAVINGS = {"__pycache__", "build"}

@@ -147,10 +147,11 @@ def test_rooms_never_import_rooms(room: str) -> None:
 @pytest.mark.parametrize(
     ("folder", "forbidden"),
     [
-        ("services", ("suite", "sandbox", "tests")),
-        ("shared", ("services", "billing", "suite", "sandbox", "tests")),
-        ("suite", (*(f"services.{room}" for room in ROOMS), "tests")),
-        ("sandbox", ("services", "billing", "suite", "tests")),
+        ("services", ("suite", "sandbox", "billctl", "tests")),
+        ("shared", ("services", "billing", "suite", "sandbox", "billctl", "tests")),
+        ("suite", (*(f"services.{room}" for room in ROOMS), "billctl", "tests")),
+        ("sandbox", ("services", "billing", "suite", "billctl", "tests")),
+        ("billctl", (*(f"services.{room}" for room in ROOMS), "sandbox", "tests")),
     ],
     ids=CODE,
 )

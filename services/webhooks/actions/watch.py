@@ -161,7 +161,6 @@ class Watchman:
         self._clock = clock
         self._asked_at = float("-inf")
         self._answered = False
-        self._counted_at = float("-inf")
         self._lock = asyncio.Lock()
 
     async def database_answers(self) -> bool:
@@ -173,17 +172,10 @@ class Watchman:
             return self._answered
 
     async def refresh(self, metrics: Metrics) -> None:
-        """Brings the gauges up to date; leaves them when the database does not answer."""
-        async with self._lock:
-            if time.monotonic() - self._counted_at <= _FRESH_SECONDS:
-                return
-            self._counted_at = time.monotonic()
-            try:
-                async with asyncio.timeout(_ANSWER_SECONDS), transaction(self._engine) as db:
-                    pending, due, oldest = await inbox.count_pending(db)
-                    letters = await operators.count_letters(db)
-            except Exception:
-                return
+        """Brings the gauges up to date; raises when the database does not answer."""
+        async with transaction(self._engine) as db:
+            pending, due, oldest = await inbox.count_pending(db)
+            letters = await operators.count_letters(db)
         metrics.pending.set(pending)
         metrics.due.set(due)
         metrics.lag_seconds.set(max(0.0, (self._clock() - oldest).total_seconds()) if oldest else 0.0)

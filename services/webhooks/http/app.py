@@ -26,6 +26,7 @@ from services.webhooks.rules.inbox import LARGE_BYTES, Endpoint, SignatureFailur
 from services.webhooks.rules.providers import PROVIDERS
 from shared import logs
 from shared.clock import Clock
+from shared.metrics import MEDIA_TYPE, Exposition
 
 _CLOSE = {"connection": "close"}
 _STORED = JSONResponse({"status": "stored"})
@@ -48,6 +49,7 @@ class Ingress:
         trusted_proxies: Sequence[Network],
         watchman: Watchman,
         metrics: Metrics,
+        exposition: Exposition,
         clock: Clock,
         body_bytes_max: int,
         receive_seconds: float,
@@ -59,6 +61,7 @@ class Ingress:
         self._trusted_proxies = trusted_proxies
         self._watchman = watchman
         self._metrics = metrics
+        self._exposition = exposition
         self._clock = clock
         self._body_bytes_max = body_bytes_max
         self._receive_seconds = receive_seconds
@@ -191,8 +194,7 @@ class Ingress:
         return _error(503, "DATABASE_UNREACHABLE", "the database does not answer")
 
     async def _scrape(self, _request: Request) -> Response:
-        await self._watchman.refresh(self._metrics)
-        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await self._exposition.text(), media_type=MEDIA_TYPE)
 
 
 async def _digest(body: bytes) -> str:

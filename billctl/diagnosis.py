@@ -1,0 +1,104 @@
+"""What a command found, and what it would do about it: the same shape for every runbook."""
+
+import enum
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Verdict(enum.StrEnum):
+    """How things stand."""
+
+    OK = "ok"
+    WARNING = "warning"
+    CRITICAL = "critical"
+    UNKNOWN = "unknown"  # somebody did not answer
+
+
+class Exit(enum.IntEnum):
+    """What the exit status says; 2 is typer's, for a command line that makes no sense."""
+
+    OK = 0  # well, or done
+    FAILED = 1  # could not find out, or was refused
+    ATTENTION = 3  # something is wrong, and nothing was changed
+    PARTLY = 4  # some steps were done, one was not: run it again with the same ticket
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Rows that support the verdict, and the statement or RPC that they are of."""
+
+    title: str
+    rows: Sequence[Mapping[str, Any]]
+    source: str  # SQL as in the runbook, or `LedgerAdminService.VerifyLedger`
+
+
+@dataclass(frozen=True)
+class Order:
+    """In whose name a plan is carried out, and under which key: the same ticket again changes nothing more."""
+
+    ticket: str
+    actor: str
+    reason: str
+
+    def key(self, step: str) -> str:
+        """The idempotency key of one step."""
+        return f"{self.ticket}:{step}"
+
+    @property
+    def told(self) -> str:
+        """The reason as the audit log keeps it."""
+        return f"{self.ticket}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change. `act` answers in a few words what came of it."""
+
+    name: str  # part of the key, so it must say which object is meant
+    does: str
+    touches: str  # rooms, tables, the provider
+    act: Callable[[Order], Awaitable[str]]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that a command has to say before it changes anything."""
+
+    subject: str
+    verdict: Verdict
+    summary: str  # one sentence
+    facts: Sequence[Fact] = ()
+    plan: Sequence[Step] = ()
+    # Commands to type, or things that only a person can do.
+    next_steps: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of one step."""
+
+    step: Step
+    ok: bool
+    result: str
+
+
+@dataclass
+class Report:
+    """A diagnosis and what was done about it."""
+
+    diagnosis: Diagnosis
+    applied: list[Done] = field(default_factory=list)
+    carried_out: bool = False
+
+    @property
+    def exit(self) -> Exit:
+        """The exit status."""
+        if self.carried_out:
+            failed = [done for done in self.applied if not done.ok]
+            if not failed:
+                return Exit.OK
+            return Exit.PARTLY if len(failed) < len(self.diagnosis.plan) else Exit.FAILED
+        if self.diagnosis.verdict is Verdict.UNKNOWN:
+            return Exit.FAILED
+        return Exit.OK if self.diagnosis.verdict is Verdict.OK and not self.diagnosis.plan else Exit.ATTENTION

@@ -1,0 +1,171 @@
+"""What Prometheus may ask of a room: the numbers every room has, and the small HTTP door that shows them all.
+
+RPC metrics have the names of go-grpc-prometheus, so that dashboards made for any gRPC service work with these. Numbers
+that lie in the database are read when somebody asks, and not more often than once a second.
+"""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import uvicorn
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from shared import logs
+
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Two Prometheus and a curious operator cost the database one reading.
+FRESH_SECONDS = 1.0
+REFRESH_SECONDS_MAX = 5.0
+_CONNECTIONS_MAX = 32
+
+Refresh = Callable[[], Awaitable[None]]
+
+_handled = Counter(
+    "grpc_server_handled",
+    "Calls that were answered, by what was answered; grpc_method is empty where no known method was asked for",
+    ["grpc_type", "grpc_service", "grpc_method", "grpc_code"],
+)
+_handling_seconds = Histogram(
+    "grpc_server_handling_seconds",
+    "From the arrival of a call to its answer; for a stream, to its end",
+    ["grpc_type", "grpc_service", "grpc_method"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+_audit_entries = Counter(
+    "billing_audit_log_entries", "Lines written to the audit log, by the action", ["room", "action"]
+)
+_audit_errors = Counter(
+    "billing_audit_log_errors",
+    "Lines of the audit log that could not be written; their action failed",
+    ["room"],
+)
+_refresh_failures = Counter(
+    "billing_metrics_refresh_failures", "Times that numbers could not be read and the last ones were shown"
+)
+_refreshed_at = Gauge(
+    "billing_metrics_refreshed_timestamp_seconds", "When numbers that lie in the database were last read"
+)
+
+_log = logs.get_logger()
+
+
+class RpcMeter:
+    """Counts the calls of one method; its children are looked up once."""
+
+    def __init__(self, method: str, kind: str) -> None:
+        service, _, name = method.lstrip("/").rpartition("/")
+        self._labels = (kind, service, name)
+        self._seconds = _handling_seconds.labels(*self._labels)
+        self._by_code: dict[str, Counter] = {}
+
+    def handled(self, code: str, seconds: float) -> None:
+        """One call was answered."""
+        counter = self._by_code.get(code)
+        if counter is None:
+            counter = self._by_code[code] = _handled.labels(*self._labels, code)
+        counter.inc()
+        self._seconds.observe(seconds)
+
+
+def refused(service: str, code: str) -> None:
+    """One call was refused before it had a method; `service` is one of ours or empty: strangers make names up."""
+    _handled.labels("unary", service, "", code).inc()
+
+
+def audited(room: str, action: str) -> None:
+    """One line of the audit log was written."""
+    _audit_entries.labels(room, action).inc()
+
+
+def audit_failed(room: str) -> None:
+    """One line of the audit log could not be written."""
+    _audit_errors.labels(room).inc()
+
+
+class Exposition:
+    """Everything that one process tells Prometheus."""
+
+    def __init__(self, refresh: Refresh | None = None, *, also: CollectorRegistry | None = None) -> None:
+        self._refresh = refresh
+        self._also = also
+        self._read_at = float("-inf")
+        self._lock = asyncio.Lock()
+
+    async def text(self) -> bytes:
+        """All numbers in Prometheus' text format; what cannot be read now is as it was, and that is counted."""
+        if self._refresh is not None:
+            async with self._lock:
+                if time.monotonic() - self._read_at > FRESH_SECONDS:
+                    self._read_at = time.monotonic()
+                    await self._read(self._refresh)
+        own = generate_latest(REGISTRY)
+        return own if self._also is None else own + generate_latest(self._also)
+
+    async def _read(self, refresh: Refresh) -> None:
+        try:
+            async with asyncio.timeout(REFRESH_SECONDS_MAX):
+                await refresh()
+        except Exception as error:
+            _refresh_failures.inc()
+            _log.warning("metrics_not_refreshed", error=logs.brief(error))
+        else:
+            _refreshed_at.set(time.time())
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves signals to the room, which drains all its doors together."""
+        yield
+
+
+def bind(listen: str) -> socket.socket:
+    """Takes the address now, so that a clash ends the start-up with its name."""
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    try:
+        return socket.create_server(
+            (host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"cannot show metrics on {listen}: {getattr(error, 'strerror', error)}") from error
+
+
+async def serve_metrics(exposition: Exposition, listener: socket.socket) -> None:
+    """Answers `GET /metrics` until cancelled."""
+
+    async def scrape(_request: Request) -> Response:
+        return Response(await exposition.text(), media_type=MEDIA_TYPE)
+
+    server = _Server(
+        uvicorn.Config(
+            Starlette(routes=[Route("/metrics", scrape, methods=["GET"])]),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=_CONNECTIONS_MAX,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=1,
+        )
+    )
+    host, port = listener.getsockname()[:2]
+    _log.info("showing_metrics", address=f"{host}:{port}")
+    serving: asyncio.Task[Any] = asyncio.ensure_future(server.serve(sockets=[listener]))
+    try:
+        await asyncio.shield(serving)
+    except asyncio.CancelledError:
+        server.should_exit = True
+        await serving
+        raise
