@@ -22,13 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from billing.ledger.v1 import ledger_pb2 as billing_dot_ledger_dot_v1_dot_ledger__pb2
 from billing.ledger.v1 import types_pb2 as billing_dot_ledger_dot_v1_dot_types__pb2
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$billing/ledger/v1/ledger_admin.proto\x12\x11\x62illing.ledger.v1\x1a\x1d\x62illing/ledger/v1/types.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x05\n\x14\x41\x64justCreditsRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12*\n\x07\x63redits\x18\x03 \x01(\x03\x42\x19\xbaH\x16\"\x14\x18\x80\xa0\x94\xa5\x8d\x1d(\x80\xe0\xeb\xda\xf2\xe2\xff\xff\xff\x01\x38\x00\x12\x33\n\x06\x62ucket\x18\x04 \x01(\x0e\x32\x19.billing.ledger.v1.BucketB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x06reason\x18\x06 \x01(\tB%\xbaH\"r R\x0c\x61\x64min.refundR\x10\x61\x64min.adjustment\x12\x1f\n\x0b\x64\x65scription\x18\x07 \x01(\tB\n\xbaH\x07r\x05\x10\x03\x18\x80\x08\x12\x19\n\x05\x61\x63tor\x18\x08 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01:\xaf\x02\xbaH\xab\x02\x1a\xa8\x01\n\radjust.expiry\x12Wexpires_at: needed when credits are added to the subscription bucket, refused otherwise\x1a>(this.bucket == 1 && this.credits > 0) == has(this.expires_at)\x1a~\n\radjust.bucket\x12Gbucket: credits are taken in the usual order; name a bucket only to add\x1a$this.credits > 0 || this.bucket == 0\"\x8b\x01\n\x15\x41\x64justCreditsResponse\x12\x33\n\x0btransaction\x18\x01 \x01(\x0b\x32\x1e.billing.ledger.v1.Transaction\x12+\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x1a.billing.ledger.v1.Balance\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\x93\x02\n\x07\x46inding\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x12\n\ncheck_type\x18\x03 \x01(\t\x12\x34\n\x08severity\x18\x04 \x01(\x0e\x32\".billing.ledger.v1.FindingSeverity\x12)\n\x08observed\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bresolved_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bresolved_by\x18\x08 \x01(\t\"\xf0\x01\n\x13ListFindingsRequest\x12/\n\ttenant_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]*$\x12\x1b\n\ncheck_type\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12>\n\x08severity\x18\x03 \x01(\x0e\x32\".billing.ledger.v1.FindingSeverityB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x18\n\x10include_resolved\x18\x04 \x01(\x08\x12\x1d\n\tpage_size\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x12\n\npage_token\x18\x06 \x01(\t\"]\n\x14ListFindingsResponse\x12,\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x1a.billing.ledger.v1.Finding\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x98\x01\n\x15ResolveFindingRequest\x12\x1e\n\nfinding_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x19\n\x05\x61\x63tor\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1f\n\x0b\x64\x65scription\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x03\x18\x80\x08\"E\n\x16ResolveFindingResponse\x12+\n\x07\x66inding\x18\x01 \x01(\x0b\x32\x1a.billing.ledger.v1.Finding\"\xa5\x01\n\x14\x46reezeAccountRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x19\n\x05\x61\x63tor\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x03\x18\x80\x08\"Y\n\x15\x46reezeAccountResponse\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12-\n\tfrozen_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa7\x01\n\x16UnfreezeAccountRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x19\n\x05\x61\x63tor\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x03\x18\x80\x08\",\n\x17UnfreezeAccountResponse\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"y\n\x13VerifyLedgerRequest\x12/\n\ttenant_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]*$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"\x9c\x01\n\x0cVerification\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08verified\x18\x02 \x01(\x08\x12\x0f\n\x07\x65ntries\x18\x03 \x01(\x03\x12,\n\x08\x66indings\x18\x04 \x03(\x0b\x32\x1a.billing.ledger.v1.Finding\x12\x14\n\x0cnot_verified\x18\x05 \x03(\t\x12\x12\n\nchain_head\x18\x06 \x01(\t\"g\n\x14VerifyLedgerResponse\x12\x36\n\rverifications\x18\x01 \x03(\x0b\x32\x1f.billing.ledger.v1.Verification\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*p\n\x0f\x46indingSeverity\x12 \n\x1c\x46INDING_SEVERITY_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46INDING_SEVERITY_WARNING\x10\x01\x12\x1d\n\x19\x46INDING_SEVERITY_CRITICAL\x10\x02\x32\xef\x04\n\x12LedgerAdminService\x12\x62\n\rAdjustCredits\x12\'.billing.ledger.v1.AdjustCreditsRequest\x1a(.billing.ledger.v1.AdjustCreditsResponse\x12_\n\x0cListFindings\x12&.billing.ledger.v1.ListFindingsRequest\x1a\'.billing.ledger.v1.ListFindingsResponse\x12\x65\n\x0eResolveFinding\x12(.billing.ledger.v1.ResolveFindingRequest\x1a).billing.ledger.v1.ResolveFindingResponse\x12\x62\n\rFreezeAccount\x12\'.billing.ledger.v1.FreezeAccountRequest\x1a(.billing.ledger.v1.FreezeAccountResponse\x12h\n\x0fUnfreezeAccount\x12).billing.ledger.v1.UnfreezeAccountRequest\x1a*.billing.ledger.v1.UnfreezeAccountResponse\x12_\n\x0cVerifyLedger\x12&.billing.ledger.v1.VerifyLedgerRequest\x1a\'.billing.ledger.v1.VerifyLedgerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$billing/ledger/v1/ledger_admin.proto\x12\x11\x62illing.ledger.v1\x1a\x1e\x62illing/ledger/v1/ledger.proto\x1a\x1d\x62illing/ledger/v1/types.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x05\n\x14\x41\x64justCreditsRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12*\n\x07\x63redits\x18\x03 \x01(\x03\x42\x19\xbaH\x16\"\x14\x18\x80\xa0\x94\xa5\x8d\x1d(\x80\xe0\xeb\xda\xf2\xe2\xff\xff\xff\x01\x38\x00\x12\x33\n\x06\x62ucket\x18\x04 \x01(\x0e\x32\x19.billing.ledger.v1.BucketB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x06reason\x18\x06 \x01(\tB%\xbaH\"r R\x0c\x61\x64min.refundR\x10\x61\x64min.adjustment\x12\x1f\n\x0b\x64\x65scription\x18\x07 \x01(\tB\n\xbaH\x07r\x05\x10\x03\x18\x80\x08\x12\x19\n\x05\x61\x63tor\x18\x08 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01:\xaf\x02\xbaH\xab\x02\x1a\xa8\x01\n\radjust.expiry\x12Wexpires_at: needed when credits are added to the subscription bucket, refused otherwise\x1a>(this.bucket == 1 && this.credits > 0) == has(this.expires_at)\x1a~\n\radjust.bucket\x12Gbucket: credits are taken in the usual order; name a bucket only to add\x1a$this.credits > 0 || this.bucket == 0\"\x8b\x01\n\x15\x41\x64justCreditsResponse\x12\x33\n\x0btransaction\x18\x01 \x01(\x0b\x32\x1e.billing.ledger.v1.Transaction\x12+\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x1a.billing.ledger.v1.Balance\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\x93\x02\n\x07\x46inding\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x12\n\ncheck_type\x18\x03 \x01(\t\x12\x34\n\x08severity\x18\x04 \x01(\x0e\x32\".billing.ledger.v1.FindingSeverity\x12)\n\x08observed\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bresolved_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bresolved_by\x18\x08 \x01(\t\"\xf0\x01\n\x13ListFindingsRequest\x12/\n\ttenant_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]*$\x12\x1b\n\ncheck_type\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12>\n\x08severity\x18\x03 \x01(\x0e\x32\".billing.ledger.v1.FindingSeverityB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x18\n\x10include_resolved\x18\x04 \x01(\x08\x12\x1d\n\tpage_size\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x12\n\npage_token\x18\x06 \x01(\t\"]\n\x14ListFindingsResponse\x12,\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x1a.billing.ledger.v1.Finding\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x98\x01\n\x15ResolveFindingRequest\x12\x1e\n\nfinding_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x19\n\x05\x61\x63tor\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1f\n\x0b\x64\x65scription\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x03\x18\x80\x08\"E\n\x16ResolveFindingResponse\x12+\n\x07\x66inding\x18\x01 \x01(\x0b\x32\x1a.billing.ledger.v1.Finding\"\xa5\x01\n\x14\x46reezeAccountRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x19\n\x05\x61\x63tor\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x03\x18\x80\x08\"Y\n\x15\x46reezeAccountResponse\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12-\n\tfrozen_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa7\x01\n\x16UnfreezeAccountRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x19\n\x05\x61\x63tor\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x03\x18\x80\x08\",\n\x17UnfreezeAccountResponse\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"y\n\x13VerifyLedgerRequest\x12/\n\ttenant_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]*$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"\x9c\x01\n\x0cVerification\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08verified\x18\x02 \x01(\x08\x12\x0f\n\x07\x65ntries\x18\x03 \x01(\x03\x12,\n\x08\x66indings\x18\x04 \x03(\x0b\x32\x1a.billing.ledger.v1.Finding\x12\x14\n\x0cnot_verified\x18\x05 \x03(\t\x12\x12\n\nchain_head\x18\x06 \x01(\t\"g\n\x14VerifyLedgerResponse\x12\x36\n\rverifications\x18\x01 \x03(\x0b\x32\x1f.billing.ledger.v1.Verification\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa6\x01\n\x15RebuildMirrorsRequest\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12#\n\x0fidempotency_key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x19\n\x05\x61\x63tor\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08\"\x90\x01\n\x07Mirrors\x12\x0f\n\x07\x62\x61lance\x18\x01 \x01(\x03\x12\x1c\n\x14subscription_balance\x18\x02 \x01(\x03\x12;\n\x17subscription_expires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11permanent_balance\x18\x04 \x01(\x03\"\x81\x01\n\x16RebuildMirrorsResponse\x12*\n\x06\x62\x65\x66ore\x18\x01 \x01(\x0b\x32\x1a.billing.ledger.v1.Mirrors\x12)\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x1a.billing.ledger.v1.Mirrors\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\x82\x01\n\tOverdebit\x12\x31\n\ttenant_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x01\x32\x12^[A-Za-z0-9_.:-]+$\x12!\n\x0etransaction_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1f\n\x07\x63redits\x18\x03 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\xa0\x94\xa5\x8d\x1d \x00\"\xb4\x01\n\x17RefundOverdebitsRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12=\n\noverdebits\x18\x02 \x03(\x0b\x32\x1c.billing.ledger.v1.OverdebitB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xc8\x01\x12\x19\n\x05\x61\x63tor\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08\"\x9c\x01\n\x0fOverdebitResult\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x38\n\x06refund\x18\x02 \x01(\x0b\x32&.billing.ledger.v1.RefundDebitResponseH\x00\x12-\n\x07refusal\x18\x03 \x01(\x0b\x32\x1a.billing.ledger.v1.RefusalH\x00\x42\x08\n\x06result\"O\n\x18RefundOverdebitsResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".billing.ledger.v1.OverdebitResult*p\n\x0f\x46indingSeverity\x12 \n\x1c\x46INDING_SEVERITY_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46INDING_SEVERITY_WARNING\x10\x01\x12\x1d\n\x19\x46INDING_SEVERITY_CRITICAL\x10\x02\x32\xc3\x06\n\x12LedgerAdminService\x12\x62\n\rAdjustCredits\x12\'.billing.ledger.v1.AdjustCreditsRequest\x1a(.billing.ledger.v1.AdjustCreditsResponse\x12_\n\x0cListFindings\x12&.billing.ledger.v1.ListFindingsRequest\x1a\'.billing.ledger.v1.ListFindingsResponse\x12\x65\n\x0eResolveFinding\x12(.billing.ledger.v1.ResolveFindingRequest\x1a).billing.ledger.v1.ResolveFindingResponse\x12\x62\n\rFreezeAccount\x12\'.billing.ledger.v1.FreezeAccountRequest\x1a(.billing.ledger.v1.FreezeAccountResponse\x12h\n\x0fUnfreezeAccount\x12).billing.ledger.v1.UnfreezeAccountRequest\x1a*.billing.ledger.v1.UnfreezeAccountResponse\x12_\n\x0cVerifyLedger\x12&.billing.ledger.v1.VerifyLedgerRequest\x1a\'.billing.ledger.v1.VerifyLedgerResponse\x12\x65\n\x0eRebuildMirrors\x12(.billing.ledger.v1.RebuildMirrorsRequest\x1a).billing.ledger.v1.RebuildMirrorsResponse\x12k\n\x10RefundOverdebits\x12*.billing.ledger.v1.RefundOverdebitsRequest\x1a+.billing.ledger.v1.RefundOverdebitsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -87,36 +88,72 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFYLEDGERREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\031r\027\030\200\0012\022^[A-Za-z0-9_.:-]*$'
   _globals['_VERIFYLEDGERREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_VERIFYLEDGERREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\364\003(\000'
-  _globals['_FINDINGSEVERITY']._serialized_start=2707
-  _globals['_FINDINGSEVERITY']._serialized_end=2819
-  _globals['_ADJUSTCREDITSREQUEST']._serialized_start=183
-  _globals['_ADJUSTCREDITSREQUEST']._serialized_end=859
-  _globals['_ADJUSTCREDITSRESPONSE']._serialized_start=862
-  _globals['_ADJUSTCREDITSRESPONSE']._serialized_end=1001
-  _globals['_FINDING']._serialized_start=1004
-  _globals['_FINDING']._serialized_end=1279
-  _globals['_LISTFINDINGSREQUEST']._serialized_start=1282
-  _globals['_LISTFINDINGSREQUEST']._serialized_end=1522
-  _globals['_LISTFINDINGSRESPONSE']._serialized_start=1524
-  _globals['_LISTFINDINGSRESPONSE']._serialized_end=1617
-  _globals['_RESOLVEFINDINGREQUEST']._serialized_start=1620
-  _globals['_RESOLVEFINDINGREQUEST']._serialized_end=1772
-  _globals['_RESOLVEFINDINGRESPONSE']._serialized_start=1774
-  _globals['_RESOLVEFINDINGRESPONSE']._serialized_end=1843
-  _globals['_FREEZEACCOUNTREQUEST']._serialized_start=1846
-  _globals['_FREEZEACCOUNTREQUEST']._serialized_end=2011
-  _globals['_FREEZEACCOUNTRESPONSE']._serialized_start=2013
-  _globals['_FREEZEACCOUNTRESPONSE']._serialized_end=2102
-  _globals['_UNFREEZEACCOUNTREQUEST']._serialized_start=2105
-  _globals['_UNFREEZEACCOUNTREQUEST']._serialized_end=2272
-  _globals['_UNFREEZEACCOUNTRESPONSE']._serialized_start=2274
-  _globals['_UNFREEZEACCOUNTRESPONSE']._serialized_end=2318
-  _globals['_VERIFYLEDGERREQUEST']._serialized_start=2320
-  _globals['_VERIFYLEDGERREQUEST']._serialized_end=2441
-  _globals['_VERIFICATION']._serialized_start=2444
-  _globals['_VERIFICATION']._serialized_end=2600
-  _globals['_VERIFYLEDGERRESPONSE']._serialized_start=2602
-  _globals['_VERIFYLEDGERRESPONSE']._serialized_end=2705
-  _globals['_LEDGERADMINSERVICE']._serialized_start=2822
-  _globals['_LEDGERADMINSERVICE']._serialized_end=3445
+  _globals['_REBUILDMIRRORSREQUEST'].fields_by_name['tenant_id']._loaded_options = None
+  _globals['_REBUILDMIRRORSREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\033r\031\020\001\030\200\0012\022^[A-Za-z0-9_.:-]+$'
+  _globals['_REBUILDMIRRORSREQUEST'].fields_by_name['idempotency_key']._loaded_options = None
+  _globals['_REBUILDMIRRORSREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\272H\007r\005\020\001\030\377\001'
+  _globals['_REBUILDMIRRORSREQUEST'].fields_by_name['actor']._loaded_options = None
+  _globals['_REBUILDMIRRORSREQUEST'].fields_by_name['actor']._serialized_options = b'\272H\007r\005\020\001\030\200\001'
+  _globals['_REBUILDMIRRORSREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_REBUILDMIRRORSREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\007r\005\020\001\030\200\010'
+  _globals['_OVERDEBIT'].fields_by_name['tenant_id']._loaded_options = None
+  _globals['_OVERDEBIT'].fields_by_name['tenant_id']._serialized_options = b'\272H\033r\031\020\001\030\200\0012\022^[A-Za-z0-9_.:-]+$'
+  _globals['_OVERDEBIT'].fields_by_name['transaction_id']._loaded_options = None
+  _globals['_OVERDEBIT'].fields_by_name['transaction_id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_OVERDEBIT'].fields_by_name['credits']._loaded_options = None
+  _globals['_OVERDEBIT'].fields_by_name['credits']._serialized_options = b'\272H\013\"\t\030\200\240\224\245\215\035 \000'
+  _globals['_REFUNDOVERDEBITSREQUEST'].fields_by_name['idempotency_key']._loaded_options = None
+  _globals['_REFUNDOVERDEBITSREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\272H\007r\005\020\001\030\377\001'
+  _globals['_REFUNDOVERDEBITSREQUEST'].fields_by_name['overdebits']._loaded_options = None
+  _globals['_REFUNDOVERDEBITSREQUEST'].fields_by_name['overdebits']._serialized_options = b'\272H\010\222\001\005\010\001\020\310\001'
+  _globals['_REFUNDOVERDEBITSREQUEST'].fields_by_name['actor']._loaded_options = None
+  _globals['_REFUNDOVERDEBITSREQUEST'].fields_by_name['actor']._serialized_options = b'\272H\007r\005\020\001\030\200\001'
+  _globals['_REFUNDOVERDEBITSREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_REFUNDOVERDEBITSREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\007r\005\020\001\030\200\010'
+  _globals['_FINDINGSEVERITY']._serialized_start=3743
+  _globals['_FINDINGSEVERITY']._serialized_end=3855
+  _globals['_ADJUSTCREDITSREQUEST']._serialized_start=215
+  _globals['_ADJUSTCREDITSREQUEST']._serialized_end=891
+  _globals['_ADJUSTCREDITSRESPONSE']._serialized_start=894
+  _globals['_ADJUSTCREDITSRESPONSE']._serialized_end=1033
+  _globals['_FINDING']._serialized_start=1036
+  _globals['_FINDING']._serialized_end=1311
+  _globals['_LISTFINDINGSREQUEST']._serialized_start=1314
+  _globals['_LISTFINDINGSREQUEST']._serialized_end=1554
+  _globals['_LISTFINDINGSRESPONSE']._serialized_start=1556
+  _globals['_LISTFINDINGSRESPONSE']._serialized_end=1649
+  _globals['_RESOLVEFINDINGREQUEST']._serialized_start=1652
+  _globals['_RESOLVEFINDINGREQUEST']._serialized_end=1804
+  _globals['_RESOLVEFINDINGRESPONSE']._serialized_start=1806
+  _globals['_RESOLVEFINDINGRESPONSE']._serialized_end=1875
+  _globals['_FREEZEACCOUNTREQUEST']._serialized_start=1878
+  _globals['_FREEZEACCOUNTREQUEST']._serialized_end=2043
+  _globals['_FREEZEACCOUNTRESPONSE']._serialized_start=2045
+  _globals['_FREEZEACCOUNTRESPONSE']._serialized_end=2134
+  _globals['_UNFREEZEACCOUNTREQUEST']._serialized_start=2137
+  _globals['_UNFREEZEACCOUNTREQUEST']._serialized_end=2304
+  _globals['_UNFREEZEACCOUNTRESPONSE']._serialized_start=2306
+  _globals['_UNFREEZEACCOUNTRESPONSE']._serialized_end=2350
+  _globals['_VERIFYLEDGERREQUEST']._serialized_start=2352
+  _globals['_VERIFYLEDGERREQUEST']._serialized_end=2473
+  _globals['_VERIFICATION']._serialized_start=2476
+  _globals['_VERIFICATION']._serialized_end=2632
+  _globals['_VERIFYLEDGERRESPONSE']._serialized_start=2634
+  _globals['_VERIFYLEDGERRESPONSE']._serialized_end=2737
+  _globals['_REBUILDMIRRORSREQUEST']._serialized_start=2740
+  _globals['_REBUILDMIRRORSREQUEST']._serialized_end=2906
+  _globals['_MIRRORS']._serialized_start=2909
+  _globals['_MIRRORS']._serialized_end=3053
+  _globals['_REBUILDMIRRORSRESPONSE']._serialized_start=3056
+  _globals['_REBUILDMIRRORSRESPONSE']._serialized_end=3185
+  _globals['_OVERDEBIT']._serialized_start=3188
+  _globals['_OVERDEBIT']._serialized_end=3318
+  _globals['_REFUNDOVERDEBITSREQUEST']._serialized_start=3321
+  _globals['_REFUNDOVERDEBITSREQUEST']._serialized_end=3501
+  _globals['_OVERDEBITRESULT']._serialized_start=3504
+  _globals['_OVERDEBITRESULT']._serialized_end=3660
+  _globals['_REFUNDOVERDEBITSRESPONSE']._serialized_start=3662
+  _globals['_REFUNDOVERDEBITSRESPONSE']._serialized_end=3741
+  _globals['_LEDGERADMINSERVICE']._serialized_start=3858
+  _globals['_LEDGERADMINSERVICE']._serialized_end=4693
 # @@protoc_insertion_point(module_scope)

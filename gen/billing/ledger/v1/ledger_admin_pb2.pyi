@@ -3,6 +3,7 @@
 isort:skip_file
 What operators may do to an account. Callers: operators (OPERATOR_SECRET). Every change is audited."""
 
+from billing.ledger.v1 import ledger_pb2 as _ledger_pb2
 from billing.ledger.v1 import types_pb2 as _types_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -537,3 +538,233 @@ class VerifyLedgerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyLedgerResponse: _TypeAlias = VerifyLedgerResponse  # noqa: Y015
+
+@_typing.final
+class RebuildMirrorsRequest(_message.Message):
+    """Asks to write the mirrors anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Whose."""
+    idempotency_key: _builtins.str
+    """A repeat changes nothing and answers what the mirrors are."""
+    actor: _builtins.str
+    """Who asks."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "idempotency_key", b"idempotency_key", "reason", b"reason", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildMirrorsRequest: _TypeAlias = RebuildMirrorsRequest  # noqa: Y015
+
+@_typing.final
+class Mirrors(_message.Message):
+    """The columns of `tenant_credits` that people read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BALANCE_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_BALANCE_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    PERMANENT_BALANCE_FIELD_NUMBER: _builtins.int
+    balance: _builtins.int
+    """`subscription_balance + permanent_balance`."""
+    subscription_balance: _builtins.int
+    """Lots of the subscription bucket, what is held in them included."""
+    permanent_balance: _builtins.int
+    """All other lots."""
+    @_builtins.property
+    def subscription_expires_at(self) -> _timestamp_pb2.Timestamp:
+        """The latest moment at which any of them can be spent or captured. Absent: there are none."""
+
+    def __init__(
+        self,
+        *,
+        balance: _builtins.int = ...,
+        subscription_balance: _builtins.int = ...,
+        subscription_expires_at: _timestamp_pb2.Timestamp | None = ...,
+        permanent_balance: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["subscription_expires_at", b"subscription_expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "permanent_balance", b"permanent_balance", "subscription_balance", b"subscription_balance", "subscription_expires_at", b"subscription_expires_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Mirrors: _TypeAlias = Mirrors  # noqa: Y015
+
+@_typing.final
+class RebuildMirrorsResponse(_message.Message):
+    """What the mirrors were and are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True: written by an earlier call with this key."""
+    @_builtins.property
+    def before(self) -> Global___Mirrors:
+        """As they stood."""
+
+    @_builtins.property
+    def after(self) -> Global___Mirrors:
+        """As the lots have them."""
+
+    def __init__(
+        self,
+        *,
+        before: Global___Mirrors | None = ...,
+        after: Global___Mirrors | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildMirrorsResponse: _TypeAlias = RebuildMirrorsResponse  # noqa: Y015
+
+@_typing.final
+class Overdebit(_message.Message):
+    """One debit that took too much."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    CREDITS_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Whose."""
+    transaction_id: _builtins.str
+    """The debit or capture."""
+    credits: _builtins.int
+    """What it took too much."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        transaction_id: _builtins.str = ...,
+        credits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "tenant_id", b"tenant_id", "transaction_id", b"transaction_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Overdebit: _TypeAlias = Overdebit  # noqa: Y015
+
+@_typing.final
+class RefundOverdebitsRequest(_message.Message):
+    """Asks to give back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    OVERDEBITS_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """The operator's own key, such as a ticket; each refund's own key is made of it and of its transaction."""
+    actor: _builtins.str
+    """Who asks."""
+    reason: _builtins.str
+    """Why: a ticket and a sentence."""
+    @_builtins.property
+    def overdebits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Overdebit]:
+        """Each transaction at most once."""
+
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+        overdebits: _abc.Iterable[Global___Overdebit] | None = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "idempotency_key", b"idempotency_key", "overdebits", b"overdebits", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundOverdebitsRequest: _TypeAlias = RefundOverdebitsRequest  # noqa: Y015
+
+@_typing.final
+class OverdebitResult(_message.Message):
+    """What became of one of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    REFUND_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    transaction_id: _builtins.str
+    """The debit or capture."""
+    @_builtins.property
+    def refund(self) -> _ledger_pb2.RefundDebitResponse:
+        """It was given back, now or before."""
+
+    @_builtins.property
+    def refusal(self) -> _ledger_pb2.Refusal:
+        """It was refused."""
+
+    def __init__(
+        self,
+        *,
+        transaction_id: _builtins.str = ...,
+        refund: _ledger_pb2.RefundDebitResponse | None = ...,
+        refusal: _ledger_pb2.Refusal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refund", b"refund", "refusal", b"refusal", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refund", b"refund", "refusal", b"refusal", "result", b"result", "transaction_id", b"transaction_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["refund", "refusal"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___OverdebitResult: _TypeAlias = OverdebitResult  # noqa: Y015
+
+@_typing.final
+class RefundOverdebitsResponse(_message.Message):
+    """One result for each item, in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___OverdebitResult]:
+        """In the order of the items."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___OverdebitResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundOverdebitsResponse: _TypeAlias = RefundOverdebitsResponse  # noqa: Y015

@@ -65,6 +65,16 @@ class LedgerAdminServiceStub:
                 request_serializer=billing_dot_ledger_dot_v1_dot_ledger__admin__pb2.VerifyLedgerRequest.SerializeToString,
                 response_deserializer=billing_dot_ledger_dot_v1_dot_ledger__admin__pb2.VerifyLedgerResponse.FromString,
                 _registered_method=True)
+        self.RebuildMirrors = channel.unary_unary(
+                '/billing.ledger.v1.LedgerAdminService/RebuildMirrors',
+                request_serializer=billing_dot_ledger_dot_v1_dot_ledger__admin__pb2.RebuildMirrorsRequest.SerializeToString,
+                response_deserializer=billing_dot_ledger_dot_v1_dot_ledger__admin__pb2.RebuildMirrorsResponse.FromString,
+                _registered_method=True)
+        self.RefundOverdebits = channel.unary_unary(
+                '/billing.ledger.v1.LedgerAdminService/RefundOverdebits',
+                request_serializer=billing_dot_ledger_dot_v1_dot_ledger__admin__pb2.RefundOverdebitsRequest.SerializeToString,
+                response_deserializer=billing_dot_ledger_dot_v1_dot_ledger__admin__pb2.RefundOverdebitsResponse.FromString,
+                _registered_method=True)
 
 
 class LedgerAdminServiceServicer:
@@ -115,6 +125,22 @@ class LedgerAdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RebuildMirrors(self, request, context):
+        """Writes the columns that people read (`balance`, `subscription_balance`, `subscription_expires_at`,
+        `permanent_balance`) anew from the lots, as after a mirror was edited by hand. It moves no credits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RefundOverdebits(self, request, context):
+        """Gives back what debits took too much, each as a refund of its own that is refused or booked by itself and audited.
+        A repeat with the same key answers the first refunds, however the items are cut into calls.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LedgerAdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +173,16 @@ def add_LedgerAdminServiceServicer_to_server(servicer, server):
                     servicer.VerifyLedger,
                     request_deserializer=billing_dot_ledger_dot_v1_dot_ledger__admin__pb2.VerifyLedgerRequest.FromString,
                     response_serializer=billing_dot_ledger_dot_v1_dot_ledger__admin__pb2.VerifyLedgerResponse.SerializeToString,
+            ),
+            'RebuildMirrors': grpc.unary_unary_rpc_method_handler(
+                    servicer.RebuildMirrors,
+                    request_deserializer=billing_dot_ledger_dot_v1_dot_ledger__admin__pb2.RebuildMirrorsRequest.FromString,
+                    response_serializer=billing_dot_ledger_dot_v1_dot_ledger__admin__pb2.RebuildMirrorsResponse.SerializeToString,
+            ),
+            'RefundOverdebits': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefundOverdebits,
+                    request_deserializer=billing_dot_ledger_dot_v1_dot_ledger__admin__pb2.RefundOverdebitsRequest.FromString,
+                    response_serializer=billing_dot_ledger_dot_v1_dot_ledger__admin__pb2.RefundOverdebitsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -312,6 +348,60 @@ class LedgerAdminService:
             '/billing.ledger.v1.LedgerAdminService/VerifyLedger',
             billing_dot_ledger_dot_v1_dot_ledger__admin__pb2.VerifyLedgerRequest.SerializeToString,
             billing_dot_ledger_dot_v1_dot_ledger__admin__pb2.VerifyLedgerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebuildMirrors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/billing.ledger.v1.LedgerAdminService/RebuildMirrors',
+            billing_dot_ledger_dot_v1_dot_ledger__admin__pb2.RebuildMirrorsRequest.SerializeToString,
+            billing_dot_ledger_dot_v1_dot_ledger__admin__pb2.RebuildMirrorsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefundOverdebits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/billing.ledger.v1.LedgerAdminService/RefundOverdebits',
+            billing_dot_ledger_dot_v1_dot_ledger__admin__pb2.RefundOverdebitsRequest.SerializeToString,
+            billing_dot_ledger_dot_v1_dot_ledger__admin__pb2.RefundOverdebitsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -31,6 +31,14 @@ class LedgerAdminServiceStub:
     """Recomputes one tenant, or all, from the entries and the hash chain, and says what it could not verify. What
     disagrees becomes a finding as the audit's do, and freezes the account as theirs would.
     """
+    RebuildMirrors: _aio.UnaryUnaryMultiCallable[_ledger_admin_pb2.RebuildMirrorsRequest, _ledger_admin_pb2.RebuildMirrorsResponse]
+    """Writes the columns that people read (`balance`, `subscription_balance`, `subscription_expires_at`,
+    `permanent_balance`) anew from the lots, as after a mirror was edited by hand. It moves no credits.
+    """
+    RefundOverdebits: _aio.UnaryUnaryMultiCallable[_ledger_admin_pb2.RefundOverdebitsRequest, _ledger_admin_pb2.RefundOverdebitsResponse]
+    """Gives back what debits took too much, each as a refund of its own that is refused or booked by itself and audited.
+    A repeat with the same key answers the first refunds, however the items are cut into calls.
+    """
 
 class LedgerAdminServiceServicer:
     """Corrections by people, and the ledger's proof of itself."""
@@ -79,6 +87,24 @@ class LedgerAdminServiceServicer:
     ) -> _abc.Awaitable[_ledger_admin_pb2.VerifyLedgerResponse]:
         """Recomputes one tenant, or all, from the entries and the hash chain, and says what it could not verify. What
         disagrees becomes a finding as the audit's do, and freezes the account as theirs would.
+        """
+
+    def RebuildMirrors(
+        self,
+        request: _ledger_admin_pb2.RebuildMirrorsRequest,
+        context: _aio.ServicerContext[_ledger_admin_pb2.RebuildMirrorsRequest, _abc.Awaitable[_ledger_admin_pb2.RebuildMirrorsResponse]],
+    ) -> _abc.Awaitable[_ledger_admin_pb2.RebuildMirrorsResponse]:
+        """Writes the columns that people read (`balance`, `subscription_balance`, `subscription_expires_at`,
+        `permanent_balance`) anew from the lots, as after a mirror was edited by hand. It moves no credits.
+        """
+
+    def RefundOverdebits(
+        self,
+        request: _ledger_admin_pb2.RefundOverdebitsRequest,
+        context: _aio.ServicerContext[_ledger_admin_pb2.RefundOverdebitsRequest, _abc.Awaitable[_ledger_admin_pb2.RefundOverdebitsResponse]],
+    ) -> _abc.Awaitable[_ledger_admin_pb2.RefundOverdebitsResponse]:
+        """Gives back what debits took too much, each as a refund of its own that is refused or booked by itself and audited.
+        A repeat with the same key answers the first refunds, however the items are cut into calls.
         """
 
 def add_LedgerAdminServiceServicer_to_server(servicer: LedgerAdminServiceServicer, server: _aio.Server) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"billing/maintenance/v1/alert.proto\x12\x16\x62illing.maintenance.v1\"\xdf\x01\n\x05\x41lert\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x37\n\x08severity\x18\x02 \x01(\x0e\x32%.billing.maintenance.v1.AlertSeverity\x12\r\n\x05title\x18\x03 \x01(\t\x12\x11\n\ttenant_id\x18\x04 \x01(\t\x12=\n\x08\x65vidence\x18\x05 \x03(\x0b\x32+.billing.maintenance.v1.Alert.EvidenceEntry\x1a/\n\rEvidenceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*h\n\rAlertSeverity\x12\x1e\n\x1a\x41LERT_SEVERITY_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41LERT_SEVERITY_WARNING\x10\x01\x12\x1b\n\x17\x41LERT_SEVERITY_CRITICAL\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"billing/maintenance/v1/alert.proto\x12\x16\x62illing.maintenance.v1\"\xf1\x01\n\x05\x41lert\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x37\n\x08severity\x18\x02 \x01(\x0e\x32%.billing.maintenance.v1.AlertSeverity\x12\r\n\x05title\x18\x03 \x01(\t\x12\x11\n\ttenant_id\x18\x04 \x01(\t\x12=\n\x08\x65vidence\x18\x05 \x03(\x0b\x32+.billing.maintenance.v1.Alert.EvidenceEntry\x12\x10\n\x08is_event\x18\x06 \x01(\x08\x1a/\n\rEvidenceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*h\n\rAlertSeverity\x12\x1e\n\x1a\x41LERT_SEVERITY_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41LERT_SEVERITY_WARNING\x10\x01\x12\x1b\n\x17\x41LERT_SEVERITY_CRITICAL\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,10 +33,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ALERT_EVIDENCEENTRY']._loaded_options = None
   _globals['_ALERT_EVIDENCEENTRY']._serialized_options = b'8\001'
-  _globals['_ALERTSEVERITY']._serialized_start=288
-  _globals['_ALERTSEVERITY']._serialized_end=392
+  _globals['_ALERTSEVERITY']._serialized_start=306
+  _globals['_ALERTSEVERITY']._serialized_end=410
   _globals['_ALERT']._serialized_start=63
-  _globals['_ALERT']._serialized_end=286
-  _globals['_ALERT_EVIDENCEENTRY']._serialized_start=239
-  _globals['_ALERT_EVIDENCEENTRY']._serialized_end=286
+  _globals['_ALERT']._serialized_end=304
+  _globals['_ALERT_EVIDENCEENTRY']._serialized_start=257
+  _globals['_ALERT_EVIDENCEENTRY']._serialized_end=304
 # @@protoc_insertion_point(module_scope)

@@ -78,6 +78,7 @@ class Alert(_message.Message):
     TITLE_FIELD_NUMBER: _builtins.int
     TENANT_ID_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
+    IS_EVENT_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Identifies the condition, not the report: `integrity.balance_mismatch:<tenant>`."""
     severity: Global___AlertSeverity.ValueType
@@ -86,6 +87,10 @@ class Alert(_message.Message):
     """One line for a person."""
     tenant_id: _builtins.str
     """Empty: the condition concerns no single tenant."""
+    is_event: _builtins.bool
+    """True: something that happened, not something that holds, such as an auto-downgrade. It is told once; that the next
+    run no longer reports it is no recovery. Its `key` names the one occurrence.
+    """
     @_builtins.property
     def evidence(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Values that support the title; never secrets or card data."""
@@ -98,10 +103,11 @@ class Alert(_message.Message):
         title: _builtins.str = ...,
         tenant_id: _builtins.str = ...,
         evidence: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        is_event: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "key", b"key", "severity", b"severity", "tenant_id", b"tenant_id", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "is_event", b"is_event", "key", b"key", "severity", b"severity", "tenant_id", b"tenant_id", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -39,6 +39,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the idempotency key was used before for something else. Metadata: field, the first one
     that differs. Use a new key for a new operation.
     """
+    ERROR_REASON_BAD_SCHEDULE: _ErrorReason.ValueType  # 4
+    """INVALID_ARGUMENT: the schedule is no cron expression of five fields that ever has a tick. Field: schedule."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The `reason` of `google.rpc.ErrorInfo` (domain `billing.scheduler`) on every refusal of this room."""
@@ -55,6 +57,8 @@ ERROR_REASON_IDEMPOTENCY_KEY_REUSED: ErrorReason.ValueType  # 3
 """FAILED_PRECONDITION: the idempotency key was used before for something else. Metadata: field, the first one
 that differs. Use a new key for a new operation.
 """
+ERROR_REASON_BAD_SCHEDULE: ErrorReason.ValueType  # 4
+"""INVALID_ARGUMENT: the schedule is no cron expression of five fields that ever has a tick. Field: schedule."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 class _RunTrigger:
@@ -542,3 +546,237 @@ class ResumeJobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResumeJobResponse: _TypeAlias = ResumeJobResponse  # noqa: Y015
+
+@_typing.final
+class SetJobScheduleRequest(_message.Message):
+    """Asks for another schedule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """The operator's own key. A repeat answers what the first call answered and changes nothing."""
+    job: _builtins.str
+    """Which job."""
+    schedule: _builtins.str
+    """Cron expression of five fields, in UTC. Empty: as it is."""
+    deadline_seconds: _builtins.int
+    """Seconds that each call may take; 0: as it is."""
+    actor: _builtins.str
+    """Who asks, for the audit; empty counts as `operator`."""
+    reason: _builtins.str
+    """Why, for the audit."""
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+        job: _builtins.str = ...,
+        schedule: _builtins.str = ...,
+        deadline_seconds: _builtins.int = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "deadline_seconds", b"deadline_seconds", "idempotency_key", b"idempotency_key", "job", b"job", "reason", b"reason", "schedule", b"schedule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetJobScheduleRequest: _TypeAlias = SetJobScheduleRequest  # noqa: Y015
+
+@_typing.final
+class SetJobScheduleResponse(_message.Message):
+    """The job as it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    changed: _builtins.bool
+    """False: it was so already."""
+    replayed: _builtins.bool
+    """True: an earlier call with this key did it."""
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """With its next tick."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+        changed: _builtins.bool = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "job", b"job", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetJobScheduleResponse: _TypeAlias = SetJobScheduleResponse  # noqa: Y015
+
+@_typing.final
+class Alert(_message.Message):
+    """Something that deserved a person."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EvidenceEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ID_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    REPORTS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    LAST_REPORTED_AT_FIELD_NUMBER: _builtins.int
+    RECOVERED_AT_FIELD_NUMBER: _builtins.int
+    IS_EVENT_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """`alr_…`."""
+    source: _builtins.str
+    """What reported it: `<room>.<Method>`, or `scheduler.<job>`."""
+    key: _builtins.str
+    """Identifies the condition."""
+    severity: _builtins.str
+    """`warning` or `critical`."""
+    title: _builtins.str
+    """One line for a person."""
+    tenant_id: _builtins.str
+    """Empty: it concerns no single tenant."""
+    reports: _builtins.int
+    """How often it was reported."""
+    is_event: _builtins.bool
+    """True: something that happened, not something that holds."""
+    sent: _builtins.str
+    """What the sink was told last: `nothing`, `warning`, `critical` or `recovery`."""
+    @_builtins.property
+    def evidence(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Values that support the title."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was reported first."""
+
+    @_builtins.property
+    def last_reported_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was reported last."""
+
+    @_builtins.property
+    def recovered_at(self) -> _timestamp_pb2.Timestamp:
+        """Absent: it still holds."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        source: _builtins.str = ...,
+        key: _builtins.str = ...,
+        severity: _builtins.str = ...,
+        title: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        evidence: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        reports: _builtins.int = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        last_reported_at: _timestamp_pb2.Timestamp | None = ...,
+        recovered_at: _timestamp_pb2.Timestamp | None = ...,
+        is_event: _builtins.bool = ...,
+        sent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "last_reported_at", b"last_reported_at", "recovered_at", b"recovered_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "evidence", b"evidence", "id", b"id", "is_event", b"is_event", "key", b"key", "last_reported_at", b"last_reported_at", "recovered_at", b"recovered_at", "reports", b"reports", "sent", b"sent", "severity", b"severity", "source", b"source", "tenant_id", b"tenant_id", "title", b"title"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alert: _TypeAlias = Alert  # noqa: Y015
+
+@_typing.final
+class ListAlertsRequest(_message.Message):
+    """Asks for alerts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    INCLUDE_RECOVERED_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Empty: every tenant's, and nobody's."""
+    include_recovered: _builtins.bool
+    """True: those that are over too."""
+    page_size: _builtins.int
+    """At most so many; 0 counts as 50."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty for the first."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        include_recovered: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_recovered", b"include_recovered", "page_size", b"page_size", "page_token", b"page_token", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAlertsRequest: _TypeAlias = ListAlertsRequest  # noqa: Y015
+
+@_typing.final
+class ListAlertsResponse(_message.Message):
+    """A page of alerts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALERTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty: this was the last page."""
+    @_builtins.property
+    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alert]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        alerts: _abc.Iterable[Global___Alert] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAlertsResponse: _TypeAlias = ListAlertsResponse  # noqa: Y015

@@ -61,6 +61,16 @@ class SchedulerServiceStub:
                 request_serializer=billing_dot_scheduler_dot_v1_dot_scheduler__pb2.ResumeJobRequest.SerializeToString,
                 response_deserializer=billing_dot_scheduler_dot_v1_dot_scheduler__pb2.ResumeJobResponse.FromString,
                 _registered_method=True)
+        self.SetJobSchedule = channel.unary_unary(
+                '/billing.scheduler.v1.SchedulerService/SetJobSchedule',
+                request_serializer=billing_dot_scheduler_dot_v1_dot_scheduler__pb2.SetJobScheduleRequest.SerializeToString,
+                response_deserializer=billing_dot_scheduler_dot_v1_dot_scheduler__pb2.SetJobScheduleResponse.FromString,
+                _registered_method=True)
+        self.ListAlerts = channel.unary_unary(
+                '/billing.scheduler.v1.SchedulerService/ListAlerts',
+                request_serializer=billing_dot_scheduler_dot_v1_dot_scheduler__pb2.ListAlertsRequest.SerializeToString,
+                response_deserializer=billing_dot_scheduler_dot_v1_dot_scheduler__pb2.ListAlertsResponse.FromString,
+                _registered_method=True)
 
 
 class SchedulerServiceServicer:
@@ -104,6 +114,20 @@ class SchedulerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetJobSchedule(self, request, context):
+        """Changes when a job runs, or how long its calls may take, from the next tick on. Audited.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAlerts(self, request, context):
+        """Alerts, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -131,6 +155,16 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.ResumeJob,
                     request_deserializer=billing_dot_scheduler_dot_v1_dot_scheduler__pb2.ResumeJobRequest.FromString,
                     response_serializer=billing_dot_scheduler_dot_v1_dot_scheduler__pb2.ResumeJobResponse.SerializeToString,
+            ),
+            'SetJobSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetJobSchedule,
+                    request_deserializer=billing_dot_scheduler_dot_v1_dot_scheduler__pb2.SetJobScheduleRequest.FromString,
+                    response_serializer=billing_dot_scheduler_dot_v1_dot_scheduler__pb2.SetJobScheduleResponse.SerializeToString,
+            ),
+            'ListAlerts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAlerts,
+                    request_deserializer=billing_dot_scheduler_dot_v1_dot_scheduler__pb2.ListAlertsRequest.FromString,
+                    response_serializer=billing_dot_scheduler_dot_v1_dot_scheduler__pb2.ListAlertsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -270,6 +304,60 @@ class SchedulerService:
             '/billing.scheduler.v1.SchedulerService/ResumeJob',
             billing_dot_scheduler_dot_v1_dot_scheduler__pb2.ResumeJobRequest.SerializeToString,
             billing_dot_scheduler_dot_v1_dot_scheduler__pb2.ResumeJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetJobSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/billing.scheduler.v1.SchedulerService/SetJobSchedule',
+            billing_dot_scheduler_dot_v1_dot_scheduler__pb2.SetJobScheduleRequest.SerializeToString,
+            billing_dot_scheduler_dot_v1_dot_scheduler__pb2.SetJobScheduleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAlerts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/billing.scheduler.v1.SchedulerService/ListAlerts',
+            billing_dot_scheduler_dot_v1_dot_scheduler__pb2.ListAlertsRequest.SerializeToString,
+            billing_dot_scheduler_dot_v1_dot_scheduler__pb2.ListAlertsResponse.FromString,
             options,
             channel_credentials,
             insecure,

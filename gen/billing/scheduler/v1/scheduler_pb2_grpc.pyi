@@ -29,6 +29,10 @@ class SchedulerServiceStub:
     """Stops a job's ticks until it is resumed. A run that goes on is not touched. Audited."""
     ResumeJob: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ResumeJobRequest, _scheduler_pb2.ResumeJobResponse]
     """Lets a job's ticks run again; of those missed, the newest runs at once. Audited."""
+    SetJobSchedule: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.SetJobScheduleRequest, _scheduler_pb2.SetJobScheduleResponse]
+    """Changes when a job runs, or how long its calls may take, from the next tick on. Audited."""
+    ListAlerts: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ListAlertsRequest, _scheduler_pb2.ListAlertsResponse]
+    """Alerts, newest first."""
 
 class SchedulerServiceServicer:
     """Jobs are calls of other rooms' maintenance RPCs at given times. Each tick runs once, however many schedulers
@@ -71,5 +75,19 @@ class SchedulerServiceServicer:
         context: _aio.ServicerContext[_scheduler_pb2.ResumeJobRequest, _abc.Awaitable[_scheduler_pb2.ResumeJobResponse]],
     ) -> _abc.Awaitable[_scheduler_pb2.ResumeJobResponse]:
         """Lets a job's ticks run again; of those missed, the newest runs at once. Audited."""
+
+    def SetJobSchedule(
+        self,
+        request: _scheduler_pb2.SetJobScheduleRequest,
+        context: _aio.ServicerContext[_scheduler_pb2.SetJobScheduleRequest, _abc.Awaitable[_scheduler_pb2.SetJobScheduleResponse]],
+    ) -> _abc.Awaitable[_scheduler_pb2.SetJobScheduleResponse]:
+        """Changes when a job runs, or how long its calls may take, from the next tick on. Audited."""
+
+    def ListAlerts(
+        self,
+        request: _scheduler_pb2.ListAlertsRequest,
+        context: _aio.ServicerContext[_scheduler_pb2.ListAlertsRequest, _abc.Awaitable[_scheduler_pb2.ListAlertsResponse]],
+    ) -> _abc.Awaitable[_scheduler_pb2.ListAlertsResponse]:
+        """Alerts, newest first."""
 
 def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: _aio.Server) -> None: ...

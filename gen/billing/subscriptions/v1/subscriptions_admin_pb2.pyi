@@ -22,6 +22,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _FindingSeverity:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FindingSeverityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FindingSeverity.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FINDING_SEVERITY_UNSPECIFIED: _FindingSeverity.ValueType  # 0
+    """No filter."""
+    FINDING_SEVERITY_WARNING: _FindingSeverity.ValueType  # 1
+    """To be looked at."""
+    FINDING_SEVERITY_CRITICAL: _FindingSeverity.ValueType  # 2
+    """Money may be wrong."""
+
+class FindingSeverity(_FindingSeverity, metaclass=_FindingSeverityEnumTypeWrapper):
+    """How bad a finding is."""
+
+FINDING_SEVERITY_UNSPECIFIED: FindingSeverity.ValueType  # 0
+"""No filter."""
+FINDING_SEVERITY_WARNING: FindingSeverity.ValueType  # 1
+"""To be looked at."""
+FINDING_SEVERITY_CRITICAL: FindingSeverity.ValueType  # 2
+"""Money may be wrong."""
+Global___FindingSeverity: _TypeAlias = FindingSeverity  # noqa: Y015
+
 class _TaskState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -49,6 +73,194 @@ TASK_STATE_ABANDONED: TaskState.ValueType  # 2
 TASK_STATE_COMPLETED: TaskState.ValueType  # 3
 """Done."""
 Global___TaskState: _TypeAlias = TaskState  # noqa: Y015
+
+@_typing.final
+class Finding(_message.Message):
+    """Something found wrong."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDING_ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    CHECK_TYPE_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    OBSERVED_JSON_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    RESOLVED_AT_FIELD_NUMBER: _builtins.int
+    RESOLVED_BY_FIELD_NUMBER: _builtins.int
+    finding_id: _builtins.str
+    """`fnd_…`."""
+    tenant_id: _builtins.str
+    """Whose. Empty: no single tenant's."""
+    check_type: _builtins.str
+    """Such as `paid_without_grant`; docs/operations.md lists them."""
+    severity: Global___FindingSeverity.ValueType
+    """How bad."""
+    observed_json: _builtins.str
+    """What was seen, as JSON."""
+    resolved_by: _builtins.str
+    """Who closed it; `subscriptions.audit` where it no longer held. Empty: open."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was found."""
+
+    @_builtins.property
+    def resolved_at(self) -> _timestamp_pb2.Timestamp:
+        """Absent: open."""
+
+    def __init__(
+        self,
+        *,
+        finding_id: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        check_type: _builtins.str = ...,
+        severity: Global___FindingSeverity.ValueType = ...,
+        observed_json: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        resolved_at: _timestamp_pb2.Timestamp | None = ...,
+        resolved_by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "resolved_at", b"resolved_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_type", b"check_type", "created_at", b"created_at", "finding_id", b"finding_id", "observed_json", b"observed_json", "resolved_at", b"resolved_at", "resolved_by", b"resolved_by", "severity", b"severity", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Finding: _TypeAlias = Finding  # noqa: Y015
+
+@_typing.final
+class ListFindingsRequest(_message.Message):
+    """Asks for findings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    CHECK_TYPE_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    INCLUDE_RESOLVED_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Empty: of all tenants."""
+    check_type: _builtins.str
+    """Only this check. Empty: all."""
+    severity: Global___FindingSeverity.ValueType
+    """Only this severity. Unspecified: all."""
+    include_resolved: _builtins.bool
+    """True: closed ones too."""
+    page_size: _builtins.int
+    """Default 50, at most 200."""
+    page_token: _builtins.str
+    """`next_page_token` of the answer before. Empty: the first page."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        check_type: _builtins.str = ...,
+        severity: Global___FindingSeverity.ValueType = ...,
+        include_resolved: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_type", b"check_type", "include_resolved", b"include_resolved", "page_size", b"page_size", "page_token", b"page_token", "severity", b"severity", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFindingsRequest: _TypeAlias = ListFindingsRequest  # noqa: Y015
+
+@_typing.final
+class ListFindingsResponse(_message.Message):
+    """Findings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
+        """Most severe first, then newest."""
+
+    def __init__(
+        self,
+        *,
+        findings: _abc.Iterable[Global___Finding] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFindingsResponse: _TypeAlias = ListFindingsResponse  # noqa: Y015
+
+@_typing.final
+class ResolveFindingRequest(_message.Message):
+    """Asks to close a finding."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDING_ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    finding_id: _builtins.str
+    """`fnd_…`."""
+    idempotency_key: _builtins.str
+    """A repeat with the same key returns the first answer; with other content it is refused with
+    ERROR_REASON_IDEMPOTENCY_KEY_REUSED.
+    """
+    actor: _builtins.str
+    """Who asks: a person's name or address, for the audit log."""
+    reason: _builtins.str
+    """What was done about it, for the audit log."""
+    def __init__(
+        self,
+        *,
+        finding_id: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "finding_id", b"finding_id", "idempotency_key", b"idempotency_key", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveFindingRequest: _TypeAlias = ResolveFindingRequest  # noqa: Y015
+
+@_typing.final
+class ResolveFindingResponse(_message.Message):
+    """The closed finding."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDING_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True: an earlier call with this key did it."""
+    @_builtins.property
+    def finding(self) -> Global___Finding:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        finding: Global___Finding | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finding", b"finding"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finding", b"finding", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveFindingResponse: _TypeAlias = ResolveFindingResponse  # noqa: Y015
 
 @_typing.final
 class ReconciliationTask(_message.Message):

@@ -100,6 +100,16 @@ class SubscriptionsAdminServiceStub:
                 request_serializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__admin__pb2.ApplyCatalogRequest.SerializeToString,
                 response_deserializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__admin__pb2.ApplyCatalogResponse.FromString,
                 _registered_method=True)
+        self.ListFindings = channel.unary_unary(
+                '/billing.subscriptions.v1.SubscriptionsAdminService/ListFindings',
+                request_serializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__admin__pb2.ListFindingsRequest.SerializeToString,
+                response_deserializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__admin__pb2.ListFindingsResponse.FromString,
+                _registered_method=True)
+        self.ResolveFinding = channel.unary_unary(
+                '/billing.subscriptions.v1.SubscriptionsAdminService/ResolveFinding',
+                request_serializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__admin__pb2.ResolveFindingRequest.SerializeToString,
+                response_deserializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__admin__pb2.ResolveFindingResponse.FromString,
+                _registered_method=True)
 
 
 class SubscriptionsAdminServiceServicer:
@@ -198,6 +208,20 @@ class SubscriptionsAdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFindings(self, request, context):
+        """Lists what this room's audit and the provider's events found wrong, most severe first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveFinding(self, request, context):
+        """Closes a finding in somebody's name. What is still wrong is opened anew by the next audit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SubscriptionsAdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -265,6 +289,16 @@ def add_SubscriptionsAdminServiceServicer_to_server(servicer, server):
                     servicer.ApplyCatalog,
                     request_deserializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__admin__pb2.ApplyCatalogRequest.FromString,
                     response_serializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__admin__pb2.ApplyCatalogResponse.SerializeToString,
+            ),
+            'ListFindings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFindings,
+                    request_deserializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__admin__pb2.ListFindingsRequest.FromString,
+                    response_serializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__admin__pb2.ListFindingsResponse.SerializeToString,
+            ),
+            'ResolveFinding': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveFinding,
+                    request_deserializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__admin__pb2.ResolveFindingRequest.FromString,
+                    response_serializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__admin__pb2.ResolveFindingResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -619,6 +653,60 @@ class SubscriptionsAdminService:
             '/billing.subscriptions.v1.SubscriptionsAdminService/ApplyCatalog',
             billing_dot_subscriptions_dot_v1_dot_subscriptions__admin__pb2.ApplyCatalogRequest.SerializeToString,
             billing_dot_subscriptions_dot_v1_dot_subscriptions__admin__pb2.ApplyCatalogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFindings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/billing.subscriptions.v1.SubscriptionsAdminService/ListFindings',
+            billing_dot_subscriptions_dot_v1_dot_subscriptions__admin__pb2.ListFindingsRequest.SerializeToString,
+            billing_dot_subscriptions_dot_v1_dot_subscriptions__admin__pb2.ListFindingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveFinding(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/billing.subscriptions.v1.SubscriptionsAdminService/ResolveFinding',
+            billing_dot_subscriptions_dot_v1_dot_subscriptions__admin__pb2.ResolveFindingRequest.SerializeToString,
+            billing_dot_subscriptions_dot_v1_dot_subscriptions__admin__pb2.ResolveFindingResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class SubscriptionsAdminServiceStub:
     """Lists who changed what and why, newest first."""
     ApplyCatalog: _aio.UnaryUnaryMultiCallable[_subscriptions_admin_pb2.ApplyCatalogRequest, _subscriptions_admin_pb2.ApplyCatalogResponse]
     """Makes the tables equal to `catalog.yaml`, or says what would change."""
+    ListFindings: _aio.UnaryUnaryMultiCallable[_subscriptions_admin_pb2.ListFindingsRequest, _subscriptions_admin_pb2.ListFindingsResponse]
+    """Lists what this room's audit and the provider's events found wrong, most severe first."""
+    ResolveFinding: _aio.UnaryUnaryMultiCallable[_subscriptions_admin_pb2.ResolveFindingRequest, _subscriptions_admin_pb2.ResolveFindingResponse]
+    """Closes a finding in somebody's name. What is still wrong is opened anew by the next audit."""
 
 class SubscriptionsAdminServiceServicer:
     """Diagnosis and repair. Every mutation leaves an audit row with actor, reason, before and after."""
@@ -139,5 +143,19 @@ class SubscriptionsAdminServiceServicer:
         context: _aio.ServicerContext[_subscriptions_admin_pb2.ApplyCatalogRequest, _abc.Awaitable[_subscriptions_admin_pb2.ApplyCatalogResponse]],
     ) -> _abc.Awaitable[_subscriptions_admin_pb2.ApplyCatalogResponse]:
         """Makes the tables equal to `catalog.yaml`, or says what would change."""
+
+    def ListFindings(
+        self,
+        request: _subscriptions_admin_pb2.ListFindingsRequest,
+        context: _aio.ServicerContext[_subscriptions_admin_pb2.ListFindingsRequest, _abc.Awaitable[_subscriptions_admin_pb2.ListFindingsResponse]],
+    ) -> _abc.Awaitable[_subscriptions_admin_pb2.ListFindingsResponse]:
+        """Lists what this room's audit and the provider's events found wrong, most severe first."""
+
+    def ResolveFinding(
+        self,
+        request: _subscriptions_admin_pb2.ResolveFindingRequest,
+        context: _aio.ServicerContext[_subscriptions_admin_pb2.ResolveFindingRequest, _abc.Awaitable[_subscriptions_admin_pb2.ResolveFindingResponse]],
+    ) -> _abc.Awaitable[_subscriptions_admin_pb2.ResolveFindingResponse]:
+        """Closes a finding in somebody's name. What is still wrong is opened anew by the next audit."""
 
 def add_SubscriptionsAdminServiceServicer_to_server(servicer: SubscriptionsAdminServiceServicer, server: _aio.Server) -> None: ...

@@ -539,3 +539,73 @@ class CleanupResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CleanupResponse: _TypeAlias = CleanupResponse  # noqa: Y015
+
+@_typing.final
+class CheckHealthRequest(_message.Message):
+    """Asks how charging goes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """`job:<name>:<scheduled_for>`."""
+    dry_run: _builtins.bool
+    """Accepted for uniformity: this RPC never changes anything."""
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "idempotency_key", b"idempotency_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckHealthRequest: _TypeAlias = CheckHealthRequest  # noqa: Y015
+
+@_typing.final
+class CheckHealthResponse(_message.Message):
+    """How charging goes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENTS_SUCCEEDED_LAST_HOUR_FIELD_NUMBER: _builtins.int
+    PAYMENTS_FAILED_LAST_HOUR_FIELD_NUMBER: _builtins.int
+    OPEN_DISPUTES_FIELD_NUMBER: _builtins.int
+    ABANDONED_TASKS_FIELD_NUMBER: _builtins.int
+    OPEN_CRITICAL_FINDINGS_FIELD_NUMBER: _builtins.int
+    ALERTS_FIELD_NUMBER: _builtins.int
+    payments_succeeded_last_hour: _builtins.int
+    """Charges that succeeded in the last hour."""
+    payments_failed_last_hour: _builtins.int
+    """Charges that failed in the last hour."""
+    open_disputes: _builtins.int
+    """Disputes that are not closed."""
+    abandoned_tasks: _builtins.int
+    """Tasks given up and not settled."""
+    open_critical_findings: _builtins.int
+    """Critical findings that are open."""
+    @_builtins.property
+    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_alert_pb2.Alert]:
+        """Conditions that deserve a person."""
+
+    def __init__(
+        self,
+        *,
+        payments_succeeded_last_hour: _builtins.int = ...,
+        payments_failed_last_hour: _builtins.int = ...,
+        open_disputes: _builtins.int = ...,
+        abandoned_tasks: _builtins.int = ...,
+        open_critical_findings: _builtins.int = ...,
+        alerts: _abc.Iterable[_alert_pb2.Alert] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned_tasks", b"abandoned_tasks", "alerts", b"alerts", "open_critical_findings", b"open_critical_findings", "open_disputes", b"open_disputes", "payments_failed_last_hour", b"payments_failed_last_hour", "payments_succeeded_last_hour", b"payments_succeeded_last_hour"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckHealthResponse: _TypeAlias = CheckHealthResponse  # noqa: Y015

@@ -65,6 +65,11 @@ class SubscriptionsMaintenanceServiceStub:
                 request_serializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__maintenance__pb2.SyncWithProviderRequest.SerializeToString,
                 response_deserializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__maintenance__pb2.SyncWithProviderResponse.FromString,
                 _registered_method=True)
+        self.CheckHealth = channel.unary_unary(
+                '/billing.subscriptions.v1.SubscriptionsMaintenanceService/CheckHealth',
+                request_serializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__maintenance__pb2.CheckHealthRequest.SerializeToString,
+                response_deserializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__maintenance__pb2.CheckHealthResponse.FromString,
+                _registered_method=True)
         self.Cleanup = channel.unary_unary(
                 '/billing.subscriptions.v1.SubscriptionsMaintenanceService/Cleanup',
                 request_serializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__maintenance__pb2.CleanupRequest.SerializeToString,
@@ -122,6 +127,14 @@ class SubscriptionsMaintenanceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckHealth(self, request, context):
+        """Reports what must not wait for the nightly audit: tasks given up, findings that events opened, open disputes, and
+        charges that fail unusually often. It changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Cleanup(self, request, context):
         """Deletes what is no longer needed: old idempotency keys and completed tasks.
         """
@@ -161,6 +174,11 @@ def add_SubscriptionsMaintenanceServiceServicer_to_server(servicer, server):
                     servicer.SyncWithProvider,
                     request_deserializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__maintenance__pb2.SyncWithProviderRequest.FromString,
                     response_serializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__maintenance__pb2.SyncWithProviderResponse.SerializeToString,
+            ),
+            'CheckHealth': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckHealth,
+                    request_deserializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__maintenance__pb2.CheckHealthRequest.FromString,
+                    response_serializer=billing_dot_subscriptions_dot_v1_dot_subscriptions__maintenance__pb2.CheckHealthResponse.SerializeToString,
             ),
             'Cleanup': grpc.unary_unary_rpc_method_handler(
                     servicer.Cleanup,
@@ -331,6 +349,33 @@ class SubscriptionsMaintenanceService:
             '/billing.subscriptions.v1.SubscriptionsMaintenanceService/SyncWithProvider',
             billing_dot_subscriptions_dot_v1_dot_subscriptions__maintenance__pb2.SyncWithProviderRequest.SerializeToString,
             billing_dot_subscriptions_dot_v1_dot_subscriptions__maintenance__pb2.SyncWithProviderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckHealth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/billing.subscriptions.v1.SubscriptionsMaintenanceService/CheckHealth',
+            billing_dot_subscriptions_dot_v1_dot_subscriptions__maintenance__pb2.CheckHealthRequest.SerializeToString,
+            billing_dot_subscriptions_dot_v1_dot_subscriptions__maintenance__pb2.CheckHealthResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,6 +34,10 @@ class SubscriptionsMaintenanceServiceStub:
     """Looks for states that should not be, and reports them."""
     SyncWithProvider: _aio.UnaryUnaryMultiCallable[_subscriptions_maintenance_pb2.SyncWithProviderRequest, _subscriptions_maintenance_pb2.SyncWithProviderResponse]
     """Compares live rows with the provider's and queues what differs."""
+    CheckHealth: _aio.UnaryUnaryMultiCallable[_subscriptions_maintenance_pb2.CheckHealthRequest, _subscriptions_maintenance_pb2.CheckHealthResponse]
+    """Reports what must not wait for the nightly audit: tasks given up, findings that events opened, open disputes, and
+    charges that fail unusually often. It changes nothing.
+    """
     Cleanup: _aio.UnaryUnaryMultiCallable[_subscriptions_maintenance_pb2.CleanupRequest, _subscriptions_maintenance_pb2.CleanupResponse]
     """Deletes what is no longer needed: old idempotency keys and completed tasks."""
 
@@ -88,6 +92,15 @@ class SubscriptionsMaintenanceServiceServicer:
         context: _aio.ServicerContext[_subscriptions_maintenance_pb2.SyncWithProviderRequest, _abc.Awaitable[_subscriptions_maintenance_pb2.SyncWithProviderResponse]],
     ) -> _abc.Awaitable[_subscriptions_maintenance_pb2.SyncWithProviderResponse]:
         """Compares live rows with the provider's and queues what differs."""
+
+    def CheckHealth(
+        self,
+        request: _subscriptions_maintenance_pb2.CheckHealthRequest,
+        context: _aio.ServicerContext[_subscriptions_maintenance_pb2.CheckHealthRequest, _abc.Awaitable[_subscriptions_maintenance_pb2.CheckHealthResponse]],
+    ) -> _abc.Awaitable[_subscriptions_maintenance_pb2.CheckHealthResponse]:
+        """Reports what must not wait for the nightly audit: tasks given up, findings that events opened, open disputes, and
+        charges that fail unusually often. It changes nothing.
+        """
 
     def Cleanup(
         self,
