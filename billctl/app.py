@@ -1,9 +1,8 @@
-"""Every command and its options; what they do lies in the modules they name."""
+"""The command line, put together."""
 
 import typer
 
-from billctl.fixes import escalation
-from billctl.running import Actor, Apply, AsJson, Reason, Ticket, Wish, WithSql, mend
+from billctl.commands import look, mend
 
 app = typer.Typer(
     name="billctl",
@@ -16,26 +15,10 @@ app = typer.Typer(
         "4 only partly done."
     ),
 )
-fix = typer.Typer(
-    no_args_is_help=True, help="Runbooks as commands: diagnose, show the plan, --apply carries it out."
-)
-app.add_typer(fix, name="fix")
-
-
-@fix.command("escalation")
-def fix_escalation(
-    apply: Apply = False,
-    ticket: Ticket = "",
-    reason: Reason = "",
-    actor: Actor = "",
-    as_json: AsJson = False,
-    with_sql: WithSql = False,
-) -> None:
-    """Past-due tenants that should have been put on free (runbook 6)."""
-    wish = Wish(apply, ticket, reason, actor, as_json, with_sql)
-    mend("fix escalation", wish, lambda desk, _screen: escalation.diagnose(desk))
+look.add_to(app)
+app.add_typer(mend.app, name="fix")
 
 
 def main() -> None:
     """Any command."""
-    app()
+    app(prog_name="billctl")
