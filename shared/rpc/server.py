@@ -106,7 +106,7 @@ async def serve(
     `probe` fails while the room cannot do its work; health follows it.
     `metrics_listen` is where Prometheus asks, empty for nowhere; `exposition` is what it is told there.
     """
-    shown = metrics.bind(metrics_listen) if metrics_listen else None
+    shown = metrics.bind(metrics_listen, f"{room.upper()}_METRICS_LISTEN") if metrics_listen else None
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
