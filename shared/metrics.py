@@ -38,7 +38,7 @@ _CONNECTIONS_MAX = 32
 Refresh = Callable[[], Awaitable[None]]
 
 # A second series for each, that says only when the process began to count.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _handled = Counter(
     "grpc_server_handled",

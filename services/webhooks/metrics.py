@@ -2,6 +2,18 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from services.webhooks.rules.providers import PROVIDERS
+
+# What became of an event when it was handed on, in the words of dashboards. An attempt that another worker finished
+# is counted there.
+_STATUSES = {
+    "applied": "processed",
+    "superseded": "superseded",
+    "ignored": "ignored",
+    "duplicate": "duplicate",
+    "failed": "failed",
+    "dead": "dead",
+}
 
 class _Children(dict[tuple[str, ...], Counter]):
     """A counter's children by their labels; asking it for one takes longer than counting."""
@@ -60,6 +72,16 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        self._events = Counter(
+            "provider_webhook_events",
+            "Attempts to hand an event on, by what became of the event: failed ones are tried again",
+            ["provider", "status"],
+            registry=self.registry,
+        )
+        # A rate needs a first value: without it the first failure would not be one.
+        for provider in PROVIDERS:
+            for status in _STATUSES.values():
+                self._events.labels(provider, status)
         self.pending = Gauge(
             "billing_webhook_inbox_pending", "Events that wait to be delivered", registry=self.registry
         )
@@ -85,9 +107,11 @@ class Metrics:
         """Counts one delivery whose signature held."""
         self._signed[provider, endpoint, secret].inc()
 
-    def delivered(self, result: str) -> None:
+    def delivered(self, provider: str, result: str) -> None:
         """Counts one attempt."""
         self.deliveries.labels(result=result).inc()
+        if status := _STATUSES.get(result):
+            self._events.labels(provider, status).inc()
 
     def connection_closed(self, reason: str) -> None:
         """Counts one connection that was ended."""

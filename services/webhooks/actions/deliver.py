@@ -42,7 +42,7 @@ class Courier:
         *,
         patience: Patience,
         clock: Clock,
-        on_result: Callable[[str], None] = lambda _result: None,
+        on_result: Callable[[str, str], None] = lambda _provider, _result: None,
     ) -> None:
         self._engine = engine
         self._subscriptions = subscriptions
@@ -82,7 +82,7 @@ class Courier:
             # The answer is unknown and does not matter: whoever asks next gets `duplicate` if it was applied.
             await asyncio.shield(self._release(event))
             raise
-        self._on_result(result)
+        self._on_result(event.provider, result)
         return result
 
     async def deliver_due(self, *, concurrency: int, seconds: float) -> Counter[str]:

@@ -66,6 +66,8 @@ class Ingress:
         self._body_bytes_max = body_bytes_max
         self._receive_seconds = receive_seconds
         self._budget = Budget()
+        for end in endpoints:  # counted from nothing: a rate needs a first value
+            metrics.signature_failures.labels(provider=end.provider, endpoint=end.path)
 
     def app(self) -> ASGIApp:
         """The ASGI application."""
