@@ -175,13 +175,16 @@ def bind(listen: str, setting: str) -> socket.socket:
     """Takes the address now, so that a clash ends the start-up with a sentence that names the setting."""
     host, _, port = listen.rpartition(":")
     host = host.strip("[]")
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        return socket.create_server(
-            (host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        )
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
+        listener.bind((host, int(port)))
+        listener.listen()
     except (OSError, OverflowError, ValueError) as error:
-        why = getattr(error, "strerror", None) or "that is no address"
+        listener.close()
+        why = error.strerror if isinstance(error, OSError) else "that is no address"
         raise SystemExit(f"{setting}: metrics cannot be shown on {listen}: {why}") from error
+    return listener
 
 
 def door(exposition: Exposition) -> Starlette:
