@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import psycopg
 import typer
@@ -16,7 +16,8 @@ from shared.migrations import MigrationFailed
 from suite import binaries
 from suite import demo as story
 from suite.addresses import AddressTaken
-from suite.console import Console
+from suite.backups import commands as backups
+from suite.console import Console, fail
 from suite.files import DataFolder, Runtime
 from suite.launcher import Launcher, SuiteError
 from suite.migrate import migrate_from_environment
@@ -30,6 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they print the values of variables, and some of those are secrets
     help="The billing suite on one machine.",
 )
+app.command()(backups.backup)
+app.add_typer(backups.app, name="backups")
+app.command()(backups.restore)
 KEYS = "gateway, operator, room, razorpay_key or razorpay_webhook"
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -127,12 +131,6 @@ def _running() -> tuple[DataFolder, Runtime]:
     if runtime is None:
         fail("The suite is not running: start it with `make run`.")
     return folder, runtime
-
-
-def fail(message: str) -> NoReturn:
-    """Ends the command with a sentence for a person."""
-    print(message, file=sys.stderr)
-    raise typer.Exit(1)
 
 
 def main() -> None:

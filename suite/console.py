@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
+
+import typer
 
 from suite.files import Runtime
 
@@ -17,6 +20,12 @@ COLOURS = {
     "catalogue": "36",
 }
 WIDTH = max(map(len, COLOURS))
+
+
+def fail(message: str) -> NoReturn:
+    """Ends a command with a sentence for a person."""
+    print(message, file=sys.stderr)
+    raise typer.Exit(1)
 
 
 class Console:

@@ -40,6 +40,7 @@ class SuiteSettings(Settings):
     billing_data_dir: Path | None = Field(
         default=None, description="where data, secrets and runtime.json lie"
     )
+    billing_backup_dir: Path | None = Field(default=None, description="where backups are kept")
     billing_postgres_port: int | None = Field(default=None, ge=0, le=65535)
     database_url: Annotated[SecretStr | None, AfterValidator(_postgresql)] = Field(
         default=None, description="administrator's; no embedded server then"

@@ -1,0 +1,1 @@
+"""The release before this one, on the schema of this one."""
