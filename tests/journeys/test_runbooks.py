@@ -237,9 +237,9 @@ async def silence(operator: Operator) -> None:
 
 
 STAGED: dict[str, Callable[[Operator], Awaitable[None]]] = {
-    "Webhook signature spike": signature_spike,
-    "Webhook backlog and dead letters": dead_letters,
-    "No events in business hours": silence,
+    "Runbook 3: signatures fail": signature_spike,
+    "Runbook 5b: webhooks wait, or are dead letters": dead_letters,
+    "Runbook 5: webhooks are silent": silence,
 }
 
 
