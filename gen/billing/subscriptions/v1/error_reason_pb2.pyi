@@ -126,6 +126,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. `catalog.yaml` cannot be applied; nothing was changed. The message names every place and what
     is wrong there: correct the file.
     """
+    ERROR_REASON_UNKNOWN_FINDING: _ErrorReason.ValueType  # 37
+    """NOT_FOUND. This room has no such finding. Metadata: finding_id. Call ListFindings; the ledger's are asked for there."""
+    ERROR_REASON_FINDING_RESOLVED: _ErrorReason.ValueType  # 38
+    """FAILED_PRECONDITION. The finding is closed already. Metadata: finding_id, resolved_by, resolved_at. Nothing to do."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused."""
@@ -232,4 +236,8 @@ ERROR_REASON_CATALOG_INVALID: ErrorReason.ValueType  # 36
 """FAILED_PRECONDITION. `catalog.yaml` cannot be applied; nothing was changed. The message names every place and what
 is wrong there: correct the file.
 """
+ERROR_REASON_UNKNOWN_FINDING: ErrorReason.ValueType  # 37
+"""NOT_FOUND. This room has no such finding. Metadata: finding_id. Call ListFindings; the ledger's are asked for there."""
+ERROR_REASON_FINDING_RESOLVED: ErrorReason.ValueType  # 38
+"""FAILED_PRECONDITION. The finding is closed already. Metadata: finding_id, resolved_by, resolved_at. Nothing to do."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

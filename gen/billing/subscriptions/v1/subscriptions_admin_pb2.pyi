@@ -489,6 +489,8 @@ class AuditEntry(_message.Message):
     AFTER_JSON_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    ROOM_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     audit_id: _builtins.str
     """`aud_…`."""
     action: _builtins.str
@@ -509,6 +511,10 @@ class AuditEntry(_message.Message):
     """JSON; empty: no longer exists."""
     reason: _builtins.str
     """Why."""
+    room: _builtins.str
+    """Which room did it: ledger, subscriptions, webhooks, scheduler."""
+    request_id: _builtins.str
+    """The request that it was done in, as logs name it. Empty: not known."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When."""
@@ -527,10 +533,12 @@ class AuditEntry(_message.Message):
         after_json: _builtins.str = ...,
         reason: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        room: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor_id", b"actor_id", "actor_type", b"actor_type", "after_json", b"after_json", "audit_id", b"audit_id", "before_json", b"before_json", "created_at", b"created_at", "reason", b"reason", "resource_id", b"resource_id", "resource_type", b"resource_type", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor_id", b"actor_id", "actor_type", b"actor_type", "after_json", b"after_json", "audit_id", b"audit_id", "before_json", b"before_json", "created_at", b"created_at", "reason", b"reason", "request_id", b"request_id", "resource_id", b"resource_id", "resource_type", b"resource_type", "room", b"room", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1406,6 +1414,7 @@ class ListAuditLogRequest(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ROOM_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Empty: of all tenants."""
     action: _builtins.str
@@ -1414,6 +1423,8 @@ class ListAuditLogRequest(_message.Message):
     """Default 50, at most 200."""
     page_token: _builtins.str
     """`next_page_token` of the answer before. Empty: the first page."""
+    room: _builtins.str
+    """Empty: of all rooms."""
     def __init__(
         self,
         *,
@@ -1421,10 +1432,11 @@ class ListAuditLogRequest(_message.Message):
         action: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        room: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "page_size", b"page_size", "page_token", b"page_token", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "page_size", b"page_size", "page_token", b"page_token", "room", b"room", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

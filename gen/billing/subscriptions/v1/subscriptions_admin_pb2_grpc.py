@@ -159,7 +159,8 @@ class SubscriptionsAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelOrphanSubscription(self, request, context):
-        """Cancels a provider subscription that we do not rely on.
+        """Cancels a provider subscription that we do not rely on. A cancellation of it that is owed already, given up or not,
+        gets new attempts instead of a second one beside it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,7 +196,7 @@ class SubscriptionsAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAuditLog(self, request, context):
-        """Lists who changed what and why, newest first.
+        """Lists who changed what and why in all rooms, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,7 +217,8 @@ class SubscriptionsAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResolveFinding(self, request, context):
-        """Closes a finding in somebody's name. What is still wrong is opened anew by the next audit.
+        """Closes a finding in somebody's name. What is still wrong is opened anew, under a new id, by the next audit. One that
+        is closed already is refused with ERROR_REASON_FINDING_RESOLVED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -28,7 +28,9 @@ class SubscriptionsAdminServiceStub:
     PromotePendingChange: _aio.UnaryUnaryMultiCallable[_subscriptions_admin_pb2.PromotePendingChangeRequest, _subscriptions_admin_pb2.PromotePendingChangeResponse]
     """Makes a pending change real after checking with the provider that it is paid: otherwise ERROR_REASON_WRONG_STATUS."""
     CancelOrphanSubscription: _aio.UnaryUnaryMultiCallable[_subscriptions_admin_pb2.CancelOrphanSubscriptionRequest, _subscriptions_admin_pb2.CancelOrphanSubscriptionResponse]
-    """Cancels a provider subscription that we do not rely on."""
+    """Cancels a provider subscription that we do not rely on. A cancellation of it that is owed already, given up or not,
+    gets new attempts instead of a second one beside it.
+    """
     RefundPayment: _aio.UnaryUnaryMultiCallable[_subscriptions_admin_pb2.RefundPaymentRequest, _subscriptions_admin_pb2.RefundPaymentResponse]
     """Gives money back, once per key, and takes back the credits it bought once the provider has processed it. It ends no
     subscription.
@@ -40,13 +42,15 @@ class SubscriptionsAdminServiceStub:
     ListNotifications: _aio.UnaryUnaryMultiCallable[_subscriptions_admin_pb2.ListNotificationsRequest, _subscriptions_admin_pb2.ListNotificationsResponse]
     """Lists notices owed or sent, newest first."""
     ListAuditLog: _aio.UnaryUnaryMultiCallable[_subscriptions_admin_pb2.ListAuditLogRequest, _subscriptions_admin_pb2.ListAuditLogResponse]
-    """Lists who changed what and why, newest first."""
+    """Lists who changed what and why in all rooms, newest first."""
     ApplyCatalog: _aio.UnaryUnaryMultiCallable[_subscriptions_admin_pb2.ApplyCatalogRequest, _subscriptions_admin_pb2.ApplyCatalogResponse]
     """Makes the tables equal to `catalog.yaml`, or says what would change."""
     ListFindings: _aio.UnaryUnaryMultiCallable[_subscriptions_admin_pb2.ListFindingsRequest, _subscriptions_admin_pb2.ListFindingsResponse]
     """Lists what this room's audit and the provider's events found wrong, most severe first."""
     ResolveFinding: _aio.UnaryUnaryMultiCallable[_subscriptions_admin_pb2.ResolveFindingRequest, _subscriptions_admin_pb2.ResolveFindingResponse]
-    """Closes a finding in somebody's name. What is still wrong is opened anew by the next audit."""
+    """Closes a finding in somebody's name. What is still wrong is opened anew, under a new id, by the next audit. One that
+    is closed already is refused with ERROR_REASON_FINDING_RESOLVED.
+    """
 
 class SubscriptionsAdminServiceServicer:
     """Diagnosis and repair. Every mutation leaves an audit row with actor, reason, before and after."""
@@ -98,7 +102,9 @@ class SubscriptionsAdminServiceServicer:
         request: _subscriptions_admin_pb2.CancelOrphanSubscriptionRequest,
         context: _aio.ServicerContext[_subscriptions_admin_pb2.CancelOrphanSubscriptionRequest, _abc.Awaitable[_subscriptions_admin_pb2.CancelOrphanSubscriptionResponse]],
     ) -> _abc.Awaitable[_subscriptions_admin_pb2.CancelOrphanSubscriptionResponse]:
-        """Cancels a provider subscription that we do not rely on."""
+        """Cancels a provider subscription that we do not rely on. A cancellation of it that is owed already, given up or not,
+        gets new attempts instead of a second one beside it.
+        """
 
     def RefundPayment(
         self,
@@ -135,7 +141,7 @@ class SubscriptionsAdminServiceServicer:
         request: _subscriptions_admin_pb2.ListAuditLogRequest,
         context: _aio.ServicerContext[_subscriptions_admin_pb2.ListAuditLogRequest, _abc.Awaitable[_subscriptions_admin_pb2.ListAuditLogResponse]],
     ) -> _abc.Awaitable[_subscriptions_admin_pb2.ListAuditLogResponse]:
-        """Lists who changed what and why, newest first."""
+        """Lists who changed what and why in all rooms, newest first."""
 
     def ApplyCatalog(
         self,
@@ -156,6 +162,8 @@ class SubscriptionsAdminServiceServicer:
         request: _subscriptions_admin_pb2.ResolveFindingRequest,
         context: _aio.ServicerContext[_subscriptions_admin_pb2.ResolveFindingRequest, _abc.Awaitable[_subscriptions_admin_pb2.ResolveFindingResponse]],
     ) -> _abc.Awaitable[_subscriptions_admin_pb2.ResolveFindingResponse]:
-        """Closes a finding in somebody's name. What is still wrong is opened anew by the next audit."""
+        """Closes a finding in somebody's name. What is still wrong is opened anew, under a new id, by the next audit. One that
+        is closed already is refused with ERROR_REASON_FINDING_RESOLVED.
+        """
 
 def add_SubscriptionsAdminServiceServicer_to_server(servicer: SubscriptionsAdminServiceServicer, server: _aio.Server) -> None: ...

@@ -258,7 +258,9 @@ class EscalatePastDueResponse(_message.Message):
 
     @_builtins.property
     def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_alert_pb2.Alert]:
-        """One critical per auto-downgrade, and conditions that deserve a person."""
+        """One critical event for each auto-downgrade of the last day, keyed by its cycle, so that a run whose answer was lost
+        is made up for; and conditions that deserve a person.
+        """
 
     def __init__(
         self,
@@ -390,7 +392,9 @@ class AuditSubscriptionsResponse(_message.Message):
     """Findings that no longer hold."""
     @_builtins.property
     def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_alert_pb2.Alert]:
-        """One per open finding."""
+        """One per open finding of this audit's own checks, keyed by the finding. Not of tasks, which Reconcile and CheckHealth
+        report, and not of what events opened, which CheckHealth reports.
+        """
 
     def __init__(
         self,
@@ -515,7 +519,7 @@ class CleanupResponse(_message.Message):
     SIGNATURE_FAILURES_DELETED_FIELD_NUMBER: _builtins.int
     RATE_LIMIT_BUCKETS_DELETED_FIELD_NUMBER: _builtins.int
     deleted: _builtins.int
-    """Rows, over all tables; under dry_run rows that would be deleted."""
+    """Rows, over all tables; under dry_run those that this call would have deleted."""
     signature_failures_deleted: _builtins.int
     """Of these, refused signatures of this room that were forgotten."""
     rate_limit_buckets_deleted: _builtins.int

@@ -128,15 +128,17 @@ class SubscriptionsMaintenanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CheckHealth(self, request, context):
-        """Reports what must not wait for the nightly audit: tasks given up, findings that events opened, open disputes, and
-        charges that fail unusually often. It changes nothing.
+        """Reports what must not wait for the nightly audit: findings that events opened, open disputes, charges that fail
+        unusually often, tasks that nobody attempts, and notices owed for long. Tasks given up are only counted: Reconcile
+        reports them. It changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Cleanup(self, request, context):
-        """Deletes what is no longer needed: old idempotency keys and completed tasks.
+        """Deletes what is no longer needed, a bounded number of each kind per call: idempotency keys, completed tasks and
+        refused signatures after their retention, and rate limits that have limited nobody for a day.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

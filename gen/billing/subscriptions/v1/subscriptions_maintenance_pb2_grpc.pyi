@@ -35,11 +35,14 @@ class SubscriptionsMaintenanceServiceStub:
     SyncWithProvider: _aio.UnaryUnaryMultiCallable[_subscriptions_maintenance_pb2.SyncWithProviderRequest, _subscriptions_maintenance_pb2.SyncWithProviderResponse]
     """Compares live rows with the provider's and queues what differs."""
     CheckHealth: _aio.UnaryUnaryMultiCallable[_subscriptions_maintenance_pb2.CheckHealthRequest, _subscriptions_maintenance_pb2.CheckHealthResponse]
-    """Reports what must not wait for the nightly audit: tasks given up, findings that events opened, open disputes, and
-    charges that fail unusually often. It changes nothing.
+    """Reports what must not wait for the nightly audit: findings that events opened, open disputes, charges that fail
+    unusually often, tasks that nobody attempts, and notices owed for long. Tasks given up are only counted: Reconcile
+    reports them. It changes nothing.
     """
     Cleanup: _aio.UnaryUnaryMultiCallable[_subscriptions_maintenance_pb2.CleanupRequest, _subscriptions_maintenance_pb2.CleanupResponse]
-    """Deletes what is no longer needed: old idempotency keys and completed tasks."""
+    """Deletes what is no longer needed, a bounded number of each kind per call: idempotency keys, completed tasks and
+    refused signatures after their retention, and rate limits that have limited nobody for a day.
+    """
 
 class SubscriptionsMaintenanceServiceServicer:
     """The room's recurring work. Each call does a bounded amount and says what is left."""
@@ -98,8 +101,9 @@ class SubscriptionsMaintenanceServiceServicer:
         request: _subscriptions_maintenance_pb2.CheckHealthRequest,
         context: _aio.ServicerContext[_subscriptions_maintenance_pb2.CheckHealthRequest, _abc.Awaitable[_subscriptions_maintenance_pb2.CheckHealthResponse]],
     ) -> _abc.Awaitable[_subscriptions_maintenance_pb2.CheckHealthResponse]:
-        """Reports what must not wait for the nightly audit: tasks given up, findings that events opened, open disputes, and
-        charges that fail unusually often. It changes nothing.
+        """Reports what must not wait for the nightly audit: findings that events opened, open disputes, charges that fail
+        unusually often, tasks that nobody attempts, and notices owed for long. Tasks given up are only counted: Reconcile
+        reports them. It changes nothing.
         """
 
     def Cleanup(
@@ -107,6 +111,8 @@ class SubscriptionsMaintenanceServiceServicer:
         request: _subscriptions_maintenance_pb2.CleanupRequest,
         context: _aio.ServicerContext[_subscriptions_maintenance_pb2.CleanupRequest, _abc.Awaitable[_subscriptions_maintenance_pb2.CleanupResponse]],
     ) -> _abc.Awaitable[_subscriptions_maintenance_pb2.CleanupResponse]:
-        """Deletes what is no longer needed: old idempotency keys and completed tasks."""
+        """Deletes what is no longer needed, a bounded number of each kind per call: idempotency keys, completed tasks and
+        refused signatures after their retention, and rate limits that have limited nobody for a day.
+        """
 
 def add_SubscriptionsMaintenanceServiceServicer_to_server(servicer: SubscriptionsMaintenanceServiceServicer, server: _aio.Server) -> None: ...
