@@ -79,7 +79,8 @@ fmt: .venv/.ok ## format contracts and code
 
 lock: ## resolve the locks anew (needs uv)
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements.lock
-	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --group dev -o requirements-dev.lock
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --extra traces -o requirements-traces.lock
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --extra traces --group dev -o requirements-dev.lock
 
 clean: ## remove the environment and the embedded database of this checkout
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python -m suite clean,true)

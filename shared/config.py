@@ -43,6 +43,9 @@ class RoomSettings(Settings):
     )
     shed_after_ms: int = Field(default=1000, ge=50, description="refuse requests that waited longer")
     billing_test_clock: Path | None = Field(default=None, description="file with an offset in seconds")
+    otel_exporter_otlp_endpoint: str = Field(
+        default="", pattern=r"^$|^https?://\S+$", description="where traces are sent; empty: none are made"
+    )
 
     @field_validator("operator_secret", "room_secret")
     @classmethod

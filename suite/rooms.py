@@ -16,6 +16,8 @@ PASSED_TO_ALL = (
     *("BILLING_DATA_DIR", "BILLING_TEST_CLOCK", "LOG_LEVEL", "REFLECTION"),
     "ADMIN_CALLS_PER_15_MINUTES",
 )
+# Where traces go, and how: what OpenTelemetry reads by itself.
+TRACES = "OTEL_"
 ALERTS = ("BILLING_ALERT_WEBHOOK_URL", "BILLING_NOTIFICATION_WEBHOOK_URL")
 # What a deployment decides for itself, and how its notices are signed.
 OF_SUBSCRIPTIONS = (
@@ -70,7 +72,11 @@ class World:
 
     def environment(self, program: Program) -> dict[str, str]:
         """The whole environment of a program: what is not named here does not reach it."""
-        own = (f"{program.name.upper()}_", *(("RAZORPAY_",) if program.knows_provider else ()))
+        own = (
+            f"{program.name.upper()}_",
+            *((TRACES,) if program.is_room else ()),
+            *(("RAZORPAY_",) if program.knows_provider else ()),
+        )
         own += OF_SUBSCRIPTIONS if program.name == "subscriptions" else ()
         passed = {
             name: value

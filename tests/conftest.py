@@ -25,6 +25,7 @@ OURS = (
         "REFLECTION",
         "ADMIN_",
         "PG",
+        "OTEL_",
     ),
 )
 for name in [name for name in os.environ if name.startswith(OURS) or name.lower().endswith("_proxy")]:

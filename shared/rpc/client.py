@@ -8,7 +8,7 @@ import grpc
 from grpc.aio import ClientCallDetails, Metadata
 from pydantic import SecretStr
 
-from shared import errors, logs
+from shared import errors, logs, tracing
 from shared.database import assert_no_transaction
 from shared.rpc import context, status
 
@@ -40,24 +40,27 @@ class _Envoy(grpc.aio.UnaryUnaryClientInterceptor):
         client_call_details: ClientCallDetails,
         request: Any,
     ) -> Any:
-        method = client_call_details.method
-        assert_no_transaction(f"RPC {method.decode() if isinstance(method, bytes) else method}")
-        metadata = Metadata(*(client_call_details.metadata or ()))
-        metadata.add(context.KEY_HEADER, self._key)
-        metadata.add(context.REQUEST_ID_HEADER, logs.request_id.get() or logs.new_request_id())
-        metadata.add(context.SENT_HEADER, str(time.time_ns() // 1_000_000))
-        call_details = ClientCallDetails(
-            method=client_call_details.method,
-            timeout=_timeout(client_call_details.timeout),
-            metadata=metadata,
-            credentials=client_call_details.credentials,
-            wait_for_ready=client_call_details.wait_for_ready,
-        )
-        try:
-            call = await continuation(call_details, request)
-            return await call
-        except grpc.aio.AioRpcError as error:
-            raise status.from_rpc_error(error) from error
+        asked = client_call_details.method
+        method = asked.decode() if isinstance(asked, bytes) else asked
+        assert_no_transaction(f"RPC {method}")
+        request_id = logs.request_id.get() or logs.new_request_id()
+        with tracing.calling(method, request_id) as trace:
+            metadata = Metadata(*(client_call_details.metadata or ()), *trace)
+            metadata.add(context.KEY_HEADER, self._key)
+            metadata.add(context.REQUEST_ID_HEADER, request_id)
+            metadata.add(context.SENT_HEADER, str(time.time_ns() // 1_000_000))
+            call_details = ClientCallDetails(
+                method=client_call_details.method,
+                timeout=_timeout(client_call_details.timeout),
+                metadata=metadata,
+                credentials=client_call_details.credentials,
+                wait_for_ready=client_call_details.wait_for_ready,
+            )
+            try:
+                call = await continuation(call_details, request)
+                return await call
+            except grpc.aio.AioRpcError as error:
+                raise status.from_rpc_error(error) from error
 
 
 def _timeout(asked: float | None) -> float:

@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from shared import database, errors, logs, metrics, sensitive
+from shared import database, errors, logs, metrics, sensitive, tracing
 from shared.ops.limits import Limit, Limiter
 from shared.rpc import context, status, validation
 from shared.rpc.auth import Audience, Caller, Keyring, admit
@@ -111,12 +111,16 @@ class Gate(grpc.aio.ServerInterceptor):
     def _wrap(self, method: str, handler: Handler) -> Handler:
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
-                self._unary(method, handler.unary_unary, handler.request_deserializer),
+                tracing.served(
+                    method, self._unary(method, handler.unary_unary, handler.request_deserializer)
+                ),
                 response_serializer=handler.response_serializer,
             )
         if handler.stream_stream:
             return grpc.stream_stream_rpc_method_handler(
-                self._stream(method, handler.stream_stream, handler.request_deserializer),
+                tracing.served(
+                    method, self._stream(method, handler.stream_stream, handler.request_deserializer)
+                ),
                 response_serializer=handler.response_serializer,
             )
         raise NotImplementedError(f"{method}: only unary and bidirectional calls are served")
@@ -288,6 +292,7 @@ def _as_billing_error(error: Exception, method: str) -> errors.BillingError:
 def _access(method: str, code: str, started_at: float, meter: metrics.RpcMeter, **fields: str) -> None:
     seconds = time.monotonic() - started_at
     meter.handled(code, seconds)
+    tracing.answered(code)
     milliseconds = round(seconds * 1000, 1)
     if code == "OK":
         logs.access(method, milliseconds)

@@ -12,7 +12,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from shared import logs, metrics
+from shared import logs, metrics, tracing
 from shared.config import RoomSettings
 from shared.ops.limits import Limiter, per_quarter_hour
 from shared.rpc.auth import Audience, Keyring
@@ -106,6 +106,7 @@ async def serve(
     `probe` fails while the room cannot do its work; health follows it.
     `metrics_listen` is where Prometheus asks, empty for nowhere; `exposition` is what it is told there.
     """
+    tracing.start(room, settings.otel_exporter_otlp_endpoint)
     shown = metrics.bind(metrics_listen, f"{room.upper()}_METRICS_LISTEN") if metrics_listen else None
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -135,6 +136,7 @@ async def serve(
         await asyncio.gather(*tasks, return_exceptions=True)
         if on_stop is not None:
             await on_stop()
+        await tracing.stop()
         _log.info("stopped")
     _raise_what_ended(done - {waiter})
 

@@ -22,7 +22,7 @@ from services.webhooks.rules.events import Facts
 from services.webhooks.rules.inbox import LARGE_BYTES
 from services.webhooks.rules.providers import PROVIDERS
 from services.webhooks.store import inbox as store
-from shared import logs
+from shared import logs, tracing
 from shared.clock import Clock
 from shared.database import transaction
 
@@ -77,7 +77,8 @@ class Courier:
         """One attempt; answers the outcome, `dead`, `failed`, or `lost` when another worker took over."""
         logs.request_id.set(event.request_id)
         try:
-            result = await self._attempt(event, call_seconds or self._patience.call_seconds)
+            with tracing.working("webhook delivery", provider=event.provider, attempt=event.attempt):
+                result = await self._attempt(event, call_seconds or self._patience.call_seconds)
         except asyncio.CancelledError:
             # The answer is unknown and does not matter: whoever asks next gets `duplicate` if it was applied.
             await asyncio.shield(self._release(event))
