@@ -25,6 +25,7 @@ from suite.binaries import NoPostgres
 from suite.migrate import SCHEMAS, migrate
 
 LOCK_WAIT_SECONDS = 120
+LEAVING_SECONDS_MAX = 1.0  # a backend outlives its connection for a moment
 
 
 @dataclass(frozen=True)
@@ -132,15 +133,21 @@ def _make_room(server: Server, *, replace: bool) -> str | None:
                 f"the database {name} has {len(tables)} tables, and nothing is restored over what may be needed: "
                 "name a new database, or say --replace, which renames this one and keeps it"
             )
+        _assert_alone(db, name)
         aside = f"{name}_before_{clock.now():%Y%m%dt%H%M%S}"
-        try:
-            db.execute(
-                sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(name), sql.Identifier(aside))
-            )
-        except psycopg.errors.ObjectInUse as error:
-            raise RestoreFailed(f"somebody is still connected to {name}: stop every room first") from error
+        db.execute(
+            sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(name), sql.Identifier(aside))
+        )
         _create(db, name)
         return aside
+
+
+def _assert_alone(db: psycopg.Connection, name: str) -> None:
+    deadline = time.monotonic() + LEAVING_SECONDS_MAX
+    while db.execute("SELECT 1 FROM pg_stat_activity WHERE datname = %s", [name]).fetchone():
+        if time.monotonic() > deadline:
+            raise RestoreFailed(f"somebody is still connected to {name}: stop every room first")
+        time.sleep(0.02)
 
 
 def _create(db: psycopg.Connection, name: str) -> None:
