@@ -24,7 +24,7 @@ TURN_SECONDS_MAX = 900
 
 
 class NoDatabase(Exception):
-    """The database does not answer."""
+    """The database does not answer, or not to this."""
 
 
 class Desk:
@@ -43,10 +43,10 @@ class Desk:
 
     async def rows(self, sql: str, **values: Any) -> list[dict[str, Any]]:
         """What a statement of a runbook answers; `%(name)s` stands for a value."""
-        db = await self._connected()
         try:
-            return await (await db.execute(sql, values)).fetchall()
-        except psycopg.OperationalError as error:
+            db = await self._connected()
+            return await (await db.execute(sql, values or None)).fetchall()
+        except (psycopg.Error, UnicodeError) as error:
             raise NoDatabase(_why(error)) from error
 
     def stub(self, room: str, make: Callable[[grpc.aio.Channel], Stub]) -> Stub:
@@ -70,20 +70,16 @@ class Desk:
         raise AssertionError("unreachable")
 
     async def _connected(self) -> psycopg.AsyncConnection[dict[str, Any]]:
-        if self._database is None:
-            try:
-                db = await psycopg.AsyncConnection.connect(
-                    self.connections.database_url.get_secret_value(),
-                    autocommit=True,
-                    row_factory=dict_row,
-                    application_name="billctl",
-                    connect_timeout=5,
-                    options=f"-c statement_timeout={STATEMENT_SECONDS}s -c default_transaction_read_only=on -c TimeZone=UTC",
-                )
-            except psycopg.OperationalError as error:
-                raise NoDatabase(_why(error)) from error
-            self._database = db
-            self._stack.push_async_callback(db.close)
+        if self._database is None or self._database.closed:
+            self._database = await psycopg.AsyncConnection.connect(
+                self.connections.database_url.get_secret_value(),
+                autocommit=True,
+                row_factory=dict_row,
+                application_name="billctl",
+                connect_timeout=5,
+                options=f"-c statement_timeout={STATEMENT_SECONDS}s -c default_transaction_read_only=on -c TimeZone=UTC",
+            )
+            self._stack.push_async_callback(self._database.close)
         return self._database
 
 
@@ -98,8 +94,23 @@ async def open_desk(connections: Connections, *, say: Callable[[str], None]) -> 
 
 
 def _why(error: Exception) -> str:
-    # libpq's text names host and port, and never the password.
-    return f"the database does not answer: {str(error).strip().splitlines()[-1]}"
+    # libpq's text names host and port, and never the password; what a malformed URL holds it may quote.
+    match error:
+        case psycopg.errors.QueryCanceled():
+            return f"the database does not answer: a look took longer than {STATEMENT_SECONDS} s"
+        case psycopg.ProgrammingError() if error.sqlstate is None:
+            return "the database does not answer: READONLY_DATABASE_URL is no address of a database"
+        case psycopg.OperationalError():
+            return f"the database does not answer: {_line(str(error))}"
+        case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedColumn():
+            return f"the database is of another release: {error.diag.message_primary}"
+        case _:
+            return f"the database refuses to answer: {type(error).__name__}"
+
+
+def _line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "no reason was given"
 
 
 def refusal(error: BillingError) -> str:

@@ -6,6 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+class NotThere(Exception):
+    """What the command line names does not exist; the message says what was looked for."""
+
+
+class NotDone(Exception):
+    """A step came to nothing, or what it was to mend is not well; the message says why."""
+
+
 class Verdict(enum.StrEnum):
     """How things stand."""
 
@@ -31,6 +39,33 @@ class Fact:
     title: str
     rows: Sequence[Mapping[str, Any]]
     source: str  # SQL as in the runbook, or `LedgerAdminService.VerifyLedger`
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a look: rows, the statement or RPC that they are of, and how many more there are."""
+
+    key: str  # its name in JSON, which stays as it is
+    title: str
+    rows: Sequence[Mapping[str, Any]]
+    source: str
+    more: int = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything that a look has to show. One without a verdict is neither well nor ill."""
+
+    subject: str
+    sections: Sequence[Section]
+    verdict: Verdict | None = None
+    summary: str = ""
+    next_steps: Sequence[str] = ()
+
+    @property
+    def exit(self) -> "Exit":
+        """The exit status: whatever is not well needs a person."""
+        return Exit.OK if self.verdict in {None, Verdict.OK} else Exit.ATTENTION
 
 
 @dataclass(frozen=True)

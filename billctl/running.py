@@ -9,8 +9,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from billctl.desk import Desk, NoDatabase, open_desk, refusal
-from billctl.diagnosis import Diagnosis, Done, Exit, Order, Report, Step
-from billctl.screen import Screen
+from billctl.diagnosis import Diagnosis, Done, Exit, NotDone, NotThere, Order, Report, Step, View
+from billctl.screen import Screen, harmless
 from billctl.settings import Connections, Environment, NotConnected
 from shared.config import load
 from shared.errors import BillingError
@@ -24,6 +24,8 @@ Reason = Annotated[str, typer.Option("--reason", help="why, for the audit log")]
 Actor = Annotated[str, typer.Option("--actor", help="who asks, for the audit log; default BILLCTL_ACTOR")]
 
 TICKET_MAX = 64
+# What a shell expects of a process that Ctrl-C ended.
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,12 @@ def mend(command: str, wish: Wish, diagnose: Callable[[Desk, Screen], Awaitable[
     raise typer.Exit(_run(work, screen))
 
 
-def look(command: str, wish: Wish, show: Callable[[Desk, Screen], Awaitable[Any]]) -> NoReturn:
-    """Show something that changes nothing; `show` may answer an Exit other than OK."""
+def look(command: str, wish: Wish, show: Callable[[Desk, Screen], Awaitable[View]]) -> NoReturn:
+    """Show something that changes nothing."""
     screen = Screen(as_json=wish.as_json, with_sources=wish.with_sql)
 
     async def work(desk: Desk) -> Exit:
-        answer = await show(desk, screen)
-        return answer if isinstance(answer, Exit) else Exit.OK
+        return screen.view(command, await show(desk, screen))
 
     raise typer.Exit(_run(work, screen))
 
@@ -96,6 +97,8 @@ async def _one(step: Step, order: Order) -> Done:
         return Done(step, True, await step.act(order))
     except BillingError as error:
         return Done(step, False, refusal(error))
+    except (NotDone, NoDatabase) as error:
+        return Done(step, False, str(error))
 
 
 def _run(work: Callable[[Desk], Awaitable[Exit]], screen: Screen) -> int:
@@ -105,13 +108,15 @@ def _run(work: Callable[[Desk], Awaitable[Exit]], screen: Screen) -> int:
 
     try:
         return int(asyncio.run(with_desk()))
-    except (NotConnected, NoDatabase) as error:
+    except (NotConnected, NoDatabase, NotThere) as error:
         end(str(error), Exit.FAILED)
     except BillingError as error:
         end(refusal(error), Exit.FAILED)
+    except KeyboardInterrupt:
+        end("stopped; what was asked for with a ticket can be asked for again with the same one", INTERRUPTED)
 
 
 def end(message: str, status: int) -> NoReturn:
     """Ends the command with a sentence on standard error."""
-    print(message, file=sys.stderr)  # noqa: T201 - a command speaks
+    print(harmless(message), file=sys.stderr)  # noqa: T201 - a command speaks
     raise typer.Exit(int(status))

@@ -1,18 +1,22 @@
 """What an operator sees: tables and a verdict, or one JSON document for scripts."""
 
+import io
 import json
+import os
+import re
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
-from billctl.diagnosis import Diagnosis, Done, Exit, Report, Verdict
+from billctl.diagnosis import Diagnosis, Done, Exit, Report, Verdict, View
 
 COLOURS = {
     Verdict.OK: "green",
@@ -22,6 +26,18 @@ COLOURS = {
 }
 # Where no terminal says how wide it is: pipes, logs and pages.
 PLAIN_WIDTH = 160
+# More columns than this are read better from top to bottom, where there is one row.
+COLUMNS_SIDE_BY_SIDE = 6
+# Of what a shell says of a process that wrote into a closed pipe.
+PIPE_CLOSED = 141
+# Joiners that Indian scripts need; everything else that is not seen is shown by its number.
+JOINERS = "\u200c\u200d"
+
+
+class _Out(Console):
+    def on_broken_pipe(self) -> None:
+        """`| head` has seen enough."""
+        leave_quietly()
 
 
 class Screen:
@@ -30,13 +46,16 @@ class Screen:
     def __init__(self, *, as_json: bool = False, with_sources: bool = False) -> None:
         self.as_json = as_json
         self.with_sources = with_sources
-        width = None if sys.stdout.isatty() else PLAIN_WIDTH
-        self._out = Console(width=width, highlight=False, soft_wrap=not sys.stdout.isatty())
+        # One sheet keeps what it shows in UTF-8, whatever the shell's language is.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+        tty = sys.stdout.isatty()
+        self._out = _Out(width=None if tty else PLAIN_WIDTH, highlight=False, soft_wrap=not tty)
         self._aside = Console(stderr=True, highlight=False)
 
     def aside(self, line: str) -> None:
         """Something to know while waiting."""
-        self._aside.print(escape(line))
+        self._aside.print(Text(harmless(line)))
 
     def progress(self) -> Progress:
         """A bar for long work, on standard error; nothing where nobody watches."""
@@ -44,27 +63,57 @@ class Screen:
 
     def document(self, content: Mapping[str, Any]) -> None:
         """One JSON document."""
-        sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, default=_plain) + "\n")
+        text = json.dumps(content, indent=2, ensure_ascii=False, default=_plain)
+        # Within JSON these stand in strings alone.
+        text = re.sub(r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", _numbered, text)
+        try:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            leave_quietly()
 
-    def table(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows with their column names; none is said to be none."""
+    def table(self, title: str, rows: Sequence[Mapping[str, Any]], more: int = 0) -> None:
+        """Rows with their column names; none is said to be none, and how many are not shown."""
+        heading = Text(harmless(title), style="bold")
         if not rows:
-            self._out.print(f"[bold]{escape(title)}[/bold]: none")
+            self._out.print(heading.append(": none", style="not bold"))
             return
-        table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for name in rows[0]:
-            number = all(isinstance(row[name], int | float | Decimal) for row in rows)
-            table.add_column(name, justify="right" if number else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(escape(shown(value)) for value in row.values()))
-        self._out.print(table)
+        alone = len(rows) == 1 and len(rows[0]) > COLUMNS_SIDE_BY_SIDE
+        self._out.print(heading)
+        self._print(_top_to_bottom(rows[0]) if alone else _side_by_side(rows))
+        if more > 0:
+            self._out.print(Text(f"and {more:,} more"))
 
     def line(self, text: str, style: str = "") -> None:
         """One line as it is, in a style of rich's."""
-        self._out.print(escape(text), style=style or None)
+        self._out.print(Text(harmless(text, lines=True), style=style))
+
+    def verdict(self, verdict: Verdict, summary: str) -> None:
+        """How things stand, in one line."""
+        self._out.print(Text(verdict.upper(), style=COLOURS[verdict]).append(f" {harmless(summary)}", "none"))
+
+    def view(self, command: str, view: View) -> Exit:
+        """Everything that a look has to show; answers its exit status."""
+        if self.as_json:
+            told = {"verdict": view.verdict.value, "summary": view.summary} if view.verdict else {}
+            rows = {section.key: list(section.rows) for section in view.sections}
+            more = {f"more_{section.key}": section.more for section in view.sections if section.more}
+            following = {"next": list(view.next_steps)} if view.verdict or view.next_steps else {}
+            self.document({"command": command, "subject": view.subject, **told, **rows, **more, **following})
+            return view.exit
+        for section in view.sections:
+            self.table(section.title, section.rows, section.more)
+            if self.with_sources:
+                self.line(section.source.strip(), "dim")
+            self.line("")
+        if view.verdict:
+            self.verdict(view.verdict, view.summary)
+        for step in view.next_steps:
+            self.line(f"  next: {step}")
+        return view.exit
 
     def report(self, command: str, report: Report) -> Exit:
-        """Everything of one command; answers its exit status."""
+        """Everything of one command that mends; answers its exit status."""
         if self.as_json:
             self.document(_document(command, report))
         else:
@@ -77,15 +126,23 @@ class Screen:
                 )
         return report.exit
 
+    def _print(self, table: Table) -> None:
+        if self._out.is_terminal:
+            self._out.print(table)
+            return
+        with self._out.capture() as captured:
+            self._out.print(table)
+        # Nobody's diff, page or log is to be full of blanks.
+        for line in captured.get().splitlines():
+            self._out.print(Text(line.rstrip()))
+
     def _diagnosis(self, diagnosis: Diagnosis, *, carried_out: bool) -> None:
         for fact in diagnosis.facts:
             self.table(fact.title, fact.rows)
             if self.with_sources:
                 self.line(fact.source.strip(), "dim")
             self.line("")
-        self._out.print(
-            f"[{COLOURS[diagnosis.verdict]}]{diagnosis.verdict.upper()}[/] {escape(diagnosis.summary)}"
-        )
+        self.verdict(diagnosis.verdict, diagnosis.summary)
         for number, step in enumerate(diagnosis.plan, 1):
             self.line(f"  {number}. {step.does}  [touches {step.touches}]")
         if diagnosis.plan and not carried_out:
@@ -100,24 +157,75 @@ class Screen:
         )
 
 
+def leave_quietly() -> NoReturn:
+    """Nobody reads on: ends the process, and Python does not complain of it either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(PIPE_CLOSED)
+
+
+def harmless(text: str, *, lines: bool = False) -> str:
+    """The text with everything unseen shown by its number, so that no value moves a cursor or turns a line around."""
+    kept = JOINERS + ("\n\t" if lines else "")
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        letter if letter in kept or unicodedata.category(letter) not in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+        # As Python and JSON write it.
+        else letter.encode("unicode_escape").decode("ascii")
+        for letter in text
+    )  # fmt: skip
+
+
 def shown(value: Any) -> str:
     """A value as people read it; times in UTC to the second."""
     match value:
         case None:
             return ""
+        case bool():
+            return "yes" if value else "no"
         case datetime():
             return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         case timedelta():
             return str(timedelta(seconds=int(value.total_seconds())))
+        case Decimal():
+            return f"{value:.1f}" if value != value.to_integral_value() else str(int(value))
+        case float():
+            return f"{value:.1f}"
         case dict() | list():
             return json.dumps(value, ensure_ascii=False, sort_keys=True, default=_plain)
         case _:
             return str(value)
 
 
+def _side_by_side(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in rows[0]:
+        numbers = [row[name] for row in rows if row[name] is not None]
+        right = bool(numbers) and all(isinstance(each, int | float | Decimal) for each in numbers)
+        table.add_column(Text(name), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(harmless(shown(value))) for value in row.values()))
+    return table
+
+
+def _top_to_bottom(row: Mapping[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(overflow="fold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in row.items():
+        table.add_row(Text(name), Text(harmless(shown(value))))
+    return table
+
+
+def _numbered(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, timedelta):
+        return value.total_seconds()
     return shown(value)
 
 
