@@ -4,13 +4,14 @@ from datetime import timedelta
 
 import uvloop
 
-from services.ledger import SCHEMA
+from services.ledger import SCHEMA, metrics
 from services.ledger.actions import Ledger
 from services.ledger.config import LedgerSettings
 from services.ledger.lanes import Lanes
 from services.ledger.limit_reads import LimitReads
 from services.ledger.rpc import doors
 from shared import config, database, logs, startup
+from shared.metrics import Exposition
 from shared.ops.limits import Limiter
 from shared.rpc.server import serve
 
@@ -38,10 +39,12 @@ async def main(settings: LedgerSettings) -> None:
                     lanes,
                     limit_reads,
                     grace_retention=timedelta(days=settings.ledger_grace_retention_days),
+                    rate_limit_retention=timedelta(days=settings.ledger_rate_limit_retention_days),
                 )
             ),
             probe=lambda: database.ping(engine),
             metrics_listen=settings.ledger_metrics_listen,
+            exposition=Exposition(lambda: metrics.refresh(engine), also=metrics.registry),
         )
     await engine.dispose()
 

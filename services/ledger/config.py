@@ -24,6 +24,12 @@ class LedgerSettings(RoomSettings):
         default=10_000, ge=1, description="of these, one tenant's share"
     )
     ledger_grace_retention_days: int = Field(
-        default=30, ge=1, description="how long a grace period is kept after its end"
+        default=30, ge=1, le=3650, description="how long a grace period is kept after its end"
+    )
+    ledger_rate_limit_retention_days: int = Field(
+        default=1,
+        ge=1,
+        le=365,
+        description="how long an operator's rate limit is kept after it limited anybody",
     )
     ledger_pool_size: int = Field(default=8, ge=1, le=64, description="read connections")

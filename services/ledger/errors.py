@@ -12,6 +12,7 @@ FailedPrecondition
 ├── IdempotencyKeyReused
 ├── AccountFrozen
 ├── DuplicateReference
+├── LotMismatch
 └── GroupAborted
 NotFound
 ├── UnknownTenant
@@ -70,6 +71,10 @@ class AccountFrozen(errors.FailedPrecondition):
 
 class DuplicateReference(errors.FailedPrecondition):
     reason = "DUPLICATE_REFERENCE"
+
+
+class LotMismatch(errors.FailedPrecondition):
+    reason = "LOT_MISMATCH"
 
 
 class GroupAborted(errors.FailedPrecondition):

@@ -7,6 +7,7 @@ it correct, lanes keep it fast.
 
 import asyncio
 import contextlib
+import time
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import Self, TypeAlias
 import psycopg
 from psycopg import AsyncConnection
 
-from services.ledger import errors
+from services.ledger import errors, metrics
 from services.ledger.rules import answers, batch
 from services.ledger.rules.batch import Grouped, Repeat, Settled
 from services.ledger.rules.model import GENESIS, Entry, Noted, Outcome, Record
@@ -79,6 +80,8 @@ class Lanes:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
+        for lane in self._lanes:
+            metrics.watch_lane(lane.number, lane.depth)
         self._tasks = [asyncio.create_task(lane.run(), name=f"lane-{lane.number}") for lane in self._lanes]
         return self
 
@@ -147,12 +150,18 @@ class _Lane:
         # Tenants of a batch that waited for a lock in vain, until they are found free.
         self._locked: set[str] = set()
 
+    def depth(self) -> int:
+        """How many operations wait."""
+        return self._waiting_in_all
+
     def queue(self, operations: tuple[Operation, ...]) -> asyncio.Future[list[Result | Refusal]]:
         """One answer for each, in the future; all of one tenant."""
         tenant_id, count = operations[0].tenant_id, sum(map(_size, operations))
         own = self._waiting.get(tenant_id, 0)
         if self._waiting_in_all >= self._waiting_max or own >= self._waiting_per_tenant_max:
-            raise errors.LaneFull("too many operations are waiting; nothing was done, try again")
+            full = errors.LaneFull("too many operations are waiting; nothing was done, try again")
+            metrics.operations_failed(operations, full)
+            raise full
         waiter = _Waiter(operations, asyncio.get_running_loop().create_future())
         self._queues.setdefault(tenant_id, deque()).append(waiter)
         self._waiting[tenant_id] = own + count
@@ -209,6 +218,7 @@ class _Lane:
             try:
                 if self._locked and not (waiters := await self._unlocked(waiters)):
                     return
+                began = time.perf_counter()
                 results = await self._transact(waiters)
             except Exception as error:
                 await self._disconnect()
@@ -225,6 +235,7 @@ class _Lane:
             else:
                 for waiter, result in zip(waiters, results, strict=True):
                     _settle(waiter, result)
+                _count(waiters, results, time.perf_counter() - began)
                 return
         for waiter in waiters:
             _fail(waiter, Unavailable("the database did not answer; ask again with the same key"))
@@ -424,3 +435,13 @@ def _as_first(operation: Operation, result: Result | Refusal, doubts: set[str]) 
 def _fail(waiter: _Waiter, error: Exception) -> None:
     if not waiter.answer.done():
         waiter.answer.set_exception(error)
+        metrics.operations_failed(waiter.operations, error)
+
+
+def _count(waiters: Sequence[_Waiter], results: Sequence[list[Result | Refusal]], seconds: float) -> None:
+    answered = [
+        pair
+        for waiter, result in zip(waiters, results, strict=True)
+        for pair in zip(waiter.operations, result, strict=True)
+    ]
+    metrics.batch_written(sum(_size(operation) for operation, _ in answered), seconds, answered)

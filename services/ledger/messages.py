@@ -167,6 +167,16 @@ def debit(outcome: model.Outcome) -> pb.DebitResponse:
     )
 
 
+def refund(outcome: model.Outcome) -> pb.RefundDebitResponse:
+    """What was given back."""
+    return pb.RefundDebitResponse(
+        transaction=transaction(outcome.transaction, outcome.entries),
+        balance=balance(outcome.totals),
+        refundable=outcome.refundable,
+        replayed=outcome.replayed,
+    )
+
+
 def refusal(error: BillingError) -> pb.Refusal:
     """What a call alone would have got as its status."""
     return pb.Refusal(

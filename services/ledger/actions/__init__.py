@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from services.ledger import errors
 from services.ledger.lanes import Lanes
 from services.ledger.limit_reads import LimitReads
+from shared.ops.upkeep import BUCKETS_KEPT
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Ledger:
     lanes: Lanes
     limit_reads: LimitReads
     grace_retention: timedelta = timedelta(days=30)
+    rate_limit_retention: timedelta = BUCKETS_KEPT
 
 
 def unknown_tenant(tenant_id: str) -> errors.UnknownTenant:

@@ -1,5 +1,7 @@
 """The auditor: reads what was written since its last run and opens findings; it never repairs.
 
+A finding whose check holds again is closed in the auditor's name, unless it froze an account.
+
 Its cost follows writes. Mirrors, lots, holds and last lines are compared for every tenant in every run, since a hand
 that edits them moves no seq; lines only after the last one that was checked, whose hash is kept; transactions by when
 they were decided. A line or transaction that is changed after it was checked is found by VerifyLedger, and by each
@@ -17,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.ledger.actions import Ledger, settling
 from services.ledger.rules import verify
 from services.ledger.rules.evidence import Line
-from services.ledger.rules.findings import Found, OpenCritical, one_each
+from services.ledger.rules.findings import OVERDUE_AFTER, Found, OpenCritical, mended, one_each
 from services.ledger.store import findings
 from services.ledger.store.audit import lines, mirrors, progress, standing
 from services.ledger.store.audit.found import snapshot
@@ -30,8 +32,9 @@ TENANTS_PAGE = 500
 LINES_PAGE = 500
 AGAIN_TENANTS = 200
 AGAIN_LINES = 200_000
-OVERDUE_AFTER = timedelta(hours=1)
 FINDINGS_PAGE = 1000
+# A sum that was wrong is taken anew in every run for this long after its finding was closed.
+SUMS_DOUBTED = timedelta(days=7)
 # A transaction is seen later than it was decided, by no longer than a statement may take.
 OVERLAP = timedelta(minutes=10)
 
@@ -49,6 +52,7 @@ class Audited:
     lines: int = 0  # read because they are new
     lines_again: int = 0
     opened: int = 0
+    closed: int = 0  # in the auditor's name, since their checks hold again
     open: int = 0
     finished: bool = False
     critical: list[OpenCritical] = field(default_factory=list)
@@ -62,6 +66,9 @@ class _Run:
     began: datetime
     audited: Audited = field(default_factory=Audited)
     found: dict[tuple[str, str], Found] = field(default_factory=dict)
+    # Tenants by check: whose finding was open when the run began, and whose sum was doubted lately.
+    doubted: dict[str, set[str]] = field(default_factory=dict)
+    sums: list[str] = field(default_factory=list)
 
     @property
     def has_time(self) -> bool:
@@ -85,6 +92,12 @@ class _Run:
                     )
                     self.audited.opened += opened
 
+    async def close(self, mended: Sequence[tuple[str, str]]) -> None:
+        """Closes findings of (tenant, check) that hold again."""
+        for tenant_id, check_type in () if self.dry_run else mended:
+            async with transaction(self.ledger.engine) as db:
+                self.audited.closed += await findings.close(db, tenant_id, check_type)
+
 
 async def audit_integrity(ledger: Ledger, *, dry_run: bool, time_left_seconds: float) -> Audited:
     """Checks what was written since the last run, and some of what was checked before; never repairs.
@@ -95,15 +108,12 @@ async def audit_integrity(ledger: Ledger, *, dry_run: bool, time_left_seconds: f
     run = _Run(ledger, dry_run, ends_at=now + time_left_seconds / 2, began=clock.now())
     if not dry_run:
         await _settle(ledger, time_left_seconds / 4)
+    await _recall(run)
     walked = await _walk_tenants(run)
     looked = await _walk_transactions(run)
     run.audited.finished = walked and looked
-    async with snapshot(ledger.engine) as db:
-        overdue = await mirrors.list_overdue(
-            db, offset=clock.offset(), grace=OVERDUE_AFTER, page=FINDINGS_PAGE
-        )
-        missing = await mirrors.list_missing(db, page=FINDINGS_PAGE)
-    await run.keep(overdue + missing)
+    await _look_at_ends(run)
+    await _look_at_sums(run)
     await _read_again(run)
     await _conclude(run)
     _log.info(
@@ -112,6 +122,7 @@ async def audit_integrity(ledger: Ledger, *, dry_run: bool, time_left_seconds: f
         lines=run.audited.lines,
         lines_again=run.audited.lines_again,
         opened=run.audited.opened,
+        closed=run.audited.closed,
         finished=run.audited.finished,
     )
     return run.audited
@@ -125,6 +136,40 @@ async def _settle(ledger: Ledger, time_left_seconds: float) -> None:
         _log.warning("settling_failed", error=logs.brief(error))
 
 
+async def _recall(run: _Run) -> None:
+    """Which findings this run may close: none that is opened while it looks."""
+    async with run.ledger.engine.connect() as db:
+        for check_type, tenant_id, is_open in await findings.list_doubted(db, since=SUMS_DOUBTED):
+            if is_open:
+                run.doubted.setdefault(check_type, set()).add(tenant_id)
+            if check_type == "ledger_sum_mismatch":
+                run.sums.append(tenant_id)
+
+
+async def _look_at_ends(run: _Run) -> None:
+    """What should have been settled long ago, and accounts that are gone."""
+    doubted = sorted(run.doubted.get("overdue_expiry", ()))
+    late = {"offset": clock.offset(), "grace": OVERDUE_AFTER}
+    async with snapshot(run.ledger.engine) as db:
+        overdue = await mirrors.list_overdue(db, page=FINDINGS_PAGE, **late)
+        still = await mirrors.list_still_overdue(db, doubted, **late)
+        missing = await mirrors.list_missing(db, page=FINDINGS_PAGE)
+    await run.keep(overdue + missing)
+    await run.close([(tenant_id, "overdue_expiry") for tenant_id in doubted if tenant_id not in still])
+
+
+async def _look_at_sums(run: _Run) -> None:
+    """Sums that were doubted lately, since they are taken anew only when all of a tenant's lines are read."""
+    for tenant_id in sorted(run.sums):
+        if not run.has_time:
+            return
+        async with snapshot(run.ledger.engine) as db:
+            found = await standing.check_sums(db, [tenant_id])
+        await run.keep(found)
+        if not found and tenant_id in run.doubted.get("ledger_sum_mismatch", ()):
+            await run.close([(tenant_id, "ledger_sum_mismatch")])
+
+
 async def _walk_tenants(run: _Run) -> bool:
     """Compares every tenant and reads the new lines; whether the walk came to its end."""
     engine = run.ledger.engine
@@ -134,7 +179,9 @@ async def _walk_tenants(run: _Run) -> bool:
     while run.has_time:
         async with snapshot(engine) as db:
             tenants = await mirrors.list_tenants(db, after=after, page=TENANTS_PAGE)
-            await run.keep(await mirrors.compare(db, tenants))
+            compared = await mirrors.compare(db, tenants)
+            await run.keep(compared)
+            await run.close(mended(run.doubted, compared, tenants))
             changed = await mirrors.list_changed(db, tenants, START)
             done = await _read(run, db, changed, run_out=lambda: not run.has_time)
         run.audited.tenants += len(tenants)

@@ -16,6 +16,7 @@ from services.ledger.rules.requests import (
     Grant,
     Group,
     PlaceHold,
+    RebuildMirrors,
     Refund,
     Release,
     Restore,
@@ -29,7 +30,7 @@ from shared.errors import BillingError, InvalidArgument
 MovesCredits: TypeAlias = (
     Debit | PlaceHold | CaptureHold | VoidHold | ExtendHold | Refund | Grant | Revoke | Restore | Adjust
 )
-MovesNone: TypeAlias = Consume | Release | SetUsage | Freeze | Unfreeze
+MovesNone: TypeAlias = Consume | Release | SetUsage | Freeze | Unfreeze | RebuildMirrors
 
 
 async def book(ledger: Ledger, operation: MovesCredits) -> Outcome:

@@ -1,8 +1,7 @@
-"""The ledger's proof of itself, asked for by people; its findings, and what needs no keeping."""
+"""The ledger's proof of itself, asked for by people, and its findings."""
 
 import asyncio
 from dataclasses import dataclass
-from datetime import timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -10,17 +9,14 @@ from services.ledger import errors
 from services.ledger.actions import Ledger
 from services.ledger.rules.findings import FindingRow
 from services.ledger.rules.verify import Verifier
-from services.ledger.store import cleanup as cleanup_store
 from services.ledger.store import findings, history
 from services.ledger.store.audit.found import snapshot
 from shared import clock, logs
 from shared.database import transaction
 from shared.errors import InvalidArgument
-from shared.ops.upkeep import BUCKETS_KEPT, forget_buckets
 
 # Lines are hashed between two turns of the event loop: few enough that no other call waits for it.
 LINES_PAGE = 500
-_BUCKETS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +114,6 @@ async def resolve_finding(ledger: Ledger, finding_id: str, *, actor: str, descri
     if closed is None:
         raise errors.UnknownFinding(f"there is no finding {finding_id}", finding_id=finding_id)
     return closed
-
-
-async def cleanup(ledger: Ledger, *, grace_retention: timedelta, dry_run: bool) -> tuple[int, int]:
-    """Deletes grace periods that ended long ago and rate limits that limit nobody: (how many of each)."""
-    now = clock.now()
-    async with transaction(ledger.engine) as db:
-        grace = await cleanup_store.grace_periods(db, ended_before=now - grace_retention, dry_run=dry_run)
-        limits = await forget_buckets(
-            db, room="ledger", before=now - BUCKETS_KEPT, limit=_BUCKETS_AT_ONCE, dry_run=dry_run
-        )
-    return grace, limits
 
 
 async def _verify(ledger: Ledger, tenant_id: str, ends_at: float) -> Verification:

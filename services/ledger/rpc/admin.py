@@ -8,11 +8,19 @@ from billing.ledger.v1 import ledger_admin_pb2_grpc
 from billing.ledger.v1 import types_pb2 as types
 
 from services.ledger import messages
-from services.ledger.actions import Ledger, credits, findings
+from services.ledger.actions import Ledger, credits, findings, overdebits
 from services.ledger.rules.findings import FindingRow
-from services.ledger.rules.model import PERMANENT, SUBSCRIPTION
-from services.ledger.rules.requests import Adjust, Freeze, Unfreeze
+from services.ledger.rules.model import PERMANENT, SUBSCRIPTION, Mirrors, Outcome
+from services.ledger.rules.requests import (
+    REGRANT_30_DAYS,
+    Adjust,
+    Freeze,
+    RebuildMirrors,
+    RefundOverdebit,
+    Unfreeze,
+)
 from shared import logs, paging
+from shared.errors import BillingError
 from shared.rpc.context import DEFAULT_TIMEOUT_SECONDS, remaining_seconds
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -76,6 +84,48 @@ class LedgerAdminService(ledger_admin_pb2_grpc.LedgerAdminServiceServicer):
         await credits.note(self._ledger, unfreeze)
         return pb.UnfreezeAccountResponse(tenant_id=request.tenant_id)
 
+    async def RebuildMirrors(
+        self, request: pb.RebuildMirrorsRequest, context: Context
+    ) -> pb.RebuildMirrorsResponse:
+        rebuild = RebuildMirrors(
+            tenant_id=request.tenant_id,
+            idempotency_key=request.idempotency_key,
+            actor=request.actor,
+            reason=request.reason,
+            request_id=logs.request_id.get(),
+        )
+        noted = await credits.note(self._ledger, rebuild)
+        if noted.mirrors is None:
+            raise TypeError("mirrors were written, but which is not known")
+        before, after = noted.mirrors
+        return pb.RebuildMirrorsResponse(
+            before=_mirrors(before), after=_mirrors(after), replayed=noted.replayed
+        )
+
+    async def RefundOverdebits(
+        self, request: pb.RefundOverdebitsRequest, context: Context
+    ) -> pb.RefundOverdebitsResponse:
+        asked = [
+            RefundOverdebit(
+                tenant_id=each.tenant_id,
+                idempotency_key=overdebits.key_of(request.idempotency_key, each.transaction_id),
+                transaction_id=each.transaction_id,
+                credits=each.credits,
+                expired_policy=REGRANT_30_DAYS,
+                reason="admin.refund",
+                description=request.reason,
+                actor=request.actor,
+                request_id=logs.request_id.get(),
+            )
+            for each in request.overdebits
+        ]
+        answers = await overdebits.refund_overdebits(self._ledger, asked)
+        return pb.RefundOverdebitsResponse(
+            results=[
+                _result(each.transaction_id, answer) for each, answer in zip(asked, answers, strict=True)
+            ]
+        )
+
     async def ListFindings(
         self, request: pb.ListFindingsRequest, context: Context
     ) -> pb.ListFindingsResponse:
@@ -127,6 +177,22 @@ class LedgerAdminService(ledger_admin_pb2_grpc.LedgerAdminServiceServicer):
             ],
             next_page_token=paging.token(following) if following else "",
         )
+
+
+def _mirrors(mirrors: Mirrors) -> pb.Mirrors:
+    return pb.Mirrors(
+        balance=mirrors.balance,
+        subscription_balance=mirrors.subscription_balance,
+        subscription_expires_at=messages.stamp(mirrors.subscription_expires_at),
+        permanent_balance=mirrors.permanent_balance,
+        held=mirrors.held,
+    )
+
+
+def _result(transaction_id: str, answer: Outcome | BillingError) -> pb.OverdebitResult:
+    if isinstance(answer, BillingError):
+        return pb.OverdebitResult(transaction_id=transaction_id, refusal=messages.refusal(answer))
+    return pb.OverdebitResult(transaction_id=transaction_id, refund=messages.refund(answer))
 
 
 def _finding(row: FindingRow) -> pb.Finding:

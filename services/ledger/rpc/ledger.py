@@ -124,13 +124,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             reason=request.reason,
             description=request.description,
         )
-        outcome = await credits.book(self._ledger, refund)
-        return pb.RefundDebitResponse(
-            transaction=messages.transaction(outcome.transaction, outcome.entries),
-            balance=messages.balance(outcome.totals),
-            refundable=outcome.refundable,
-            replayed=outcome.replayed,
-        )
+        return messages.refund(await credits.book(self._ledger, refund))
 
     async def GetBalance(self, request: pb.GetBalanceRequest, context: Context) -> pb.GetBalanceResponse:
         view = await balances.get_balance(

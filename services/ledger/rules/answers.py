@@ -10,6 +10,7 @@ from services.ledger.rules.model import (
     BucketTotals,
     Entry,
     Hold,
+    Mirrors,
     Noted,
     Outcome,
     Record,
@@ -46,6 +47,8 @@ def of_noted(noted: Noted) -> dict[str, Any]:
     answer: dict[str, Any] = {"balance": _of_totals(noted.totals)}
     answer["limits"] = [_of_decision(each) for each in noted.limits]
     answer["frozen_at"] = _text(noted.frozen_at)
+    if noted.mirrors is not None:
+        answer["mirrors"] = [_of_mirrors(each) for each in noted.mirrors]
     return answer
 
 
@@ -83,10 +86,12 @@ def outcome(record: Record, lines: tuple[Entry, ...]) -> Outcome:
 def noted(record: Record) -> Noted:
     """The answer of a stored operation that moved no credits."""
     answer = record.answer
+    mirrors = answer.get("mirrors")
     return Noted(
         _totals(answer["balance"], record.decided_at),
         limits=tuple(_decision(each) for each in answer["limits"]),
         frozen_at=_time(answer["frozen_at"]),
+        mirrors=None if mirrors is None else (_mirrors(mirrors[0]), _mirrors(mirrors[1])),
         replayed=True,
     )
 
@@ -143,6 +148,14 @@ def _totals(kept: list[Any], at: datetime) -> Totals:
         as_of_seq=seq,
         as_of=at,
     )
+
+
+def _of_mirrors(mirrors: Mirrors) -> dict[str, Any]:
+    return mirrors._asdict() | {"subscription_expires_at": _text(mirrors.subscription_expires_at)}
+
+
+def _mirrors(kept: dict[str, Any]) -> Mirrors:
+    return Mirrors(**kept | {"subscription_expires_at": _time(kept["subscription_expires_at"])})
 
 
 def _of_hold(hold: Hold) -> dict[str, Any]:

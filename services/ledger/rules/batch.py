@@ -11,6 +11,7 @@ from services.ledger.rules import (
     fingerprint,
     funding,
     holds,
+    mirrors,
     refunds,
     revocations,
     settling,
@@ -33,7 +34,9 @@ from services.ledger.rules.requests import (
     Keyed,
     Operation,
     PlaceHold,
+    RebuildMirrors,
     Refund,
+    RefundOverdebit,
     Release,
     Restore,
     Revoke,
@@ -62,6 +65,9 @@ class Known:
     granted_lots: dict[tuple[str, str], int] = field(default_factory=dict)  # by tenant and grant reference
     spent: dict[tuple[str, str], Spent] = field(default_factory=dict)  # by tenant and transaction
     limits: dict[str, dict[str, LimitState]] = field(default_factory=dict)  # by tenant and limit key
+    stored: dict[str, mirrors.Stored] = field(
+        default_factory=dict
+    )  # by tenant, where mirrors are written anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +212,8 @@ class _Batch:
                 return states.freeze(account, operation, now)
             case Unfreeze():
                 return states.unfreeze(account, operation, now)
+            case RebuildMirrors():
+                return self._rebuild(account, operation, now)
             case Consume() | Release() | SetUsage():
                 return account, usage.count(account, operation, limits, now)
             case Authorize():
@@ -218,7 +226,15 @@ class _Batch:
         if spent is not None:
             left = self._known.spent[asked] = refunds.after(spent, outcome)
             outcome = outcome._replace(refundable=left.refundable)
+            if isinstance(operation, RefundOverdebit):
+                outcome = outcome._replace(audit=refunds.audit(account, operation, spent, outcome, now))
         return after, outcome
+
+    def _rebuild(self, account: Account, operation: RebuildMirrors, now: datetime) -> tuple[Account, Noted]:
+        stored = self._known.stored[operation.tenant_id]
+        after, noted = mirrors.rebuild(account, operation, stored, now)
+        self._known.stored[operation.tenant_id] = mirrors.Stored(mirrors.of(after), sound=True)
+        return after, noted
 
     def _group(self, group: Group) -> Grouped:
         """All debits or none: what the members did is dropped when one is refused, but for what was done before."""

@@ -37,7 +37,11 @@ def differing_field(operation: Keyed, stored: bytes) -> str | None:
 
 @cache
 def _compared(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind) if field.name not in _NOT_COMPARED)
+    return tuple(
+        field.name
+        for field in fields(kind)
+        if field.name not in _NOT_COMPARED and field.metadata.get("compared", True)
+    )
 
 
 def _digest(value: object) -> bytes:

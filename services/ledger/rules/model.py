@@ -245,13 +245,24 @@ class Outcome(NamedTuple):
     replayed: bool = False
 
 
+class Mirrors(NamedTuple):
+    """The columns of an account that people read."""
+
+    balance: int
+    subscription_balance: int
+    subscription_expires_at: datetime | None
+    permanent_balance: int
+    held: int
+
+
 class Noted(NamedTuple):
-    """What an operation did that moves no credits: usage counted, or an account frozen."""
+    """What an operation did that moves no credits: usage counted, an account frozen, its mirrors written anew."""
 
     totals: Totals
     limits: tuple[LimitDecision, ...] = ()
     counted: tuple[LimitState, ...] = ()
     frozen_at: datetime | None = None
+    mirrors: tuple[Mirrors, Mirrors] | None = None  # as they stood, and as they are
     audit: Audit | None = None
     replayed: bool = False
 

@@ -11,11 +11,12 @@ from services.ledger.rules.model import (
     REGRANT,
     SUBSCRIPTION,
     Account,
+    Audit,
     Outcome,
     Spent,
     SpentLine,
 )
-from services.ledger.rules.requests import EXPIRE_AGAIN, TO_PERMANENT, Refund
+from services.ledger.rules.requests import EXPIRE_AGAIN, TO_PERMANENT, Refund, RefundOverdebit
 from shared.errors import InvalidArgument
 
 _REFUNDABLE = ("debit", "capture")
@@ -43,6 +44,7 @@ def refund(
         reason=asked.reason,
         description=asked.description,
         refunded_transaction_id=asked.transaction_id,
+        actor=asked.actor if isinstance(asked, RefundOverdebit) else "",
     )
     back, stranded = _split(account, spread(spent, credits), asked.expired_policy, now)
     lines = [Line("refund", line.lot, part, refunded_seq=line.seq) for line, part in back]
@@ -61,6 +63,27 @@ def refund(
         )
         lines += [Line("refund", lot.lot, part, refunded_seq=line.seq) for line, part in stranded]
     return book(account, header, lines, now)
+
+
+def audit(account: Account, asked: RefundOverdebit, spent: Spent, outcome: Outcome, now: datetime) -> Audit:
+    """What a person gave back; `account` and `spent` as they were before."""
+    return Audit(
+        action="refund_overdebit",
+        actor=asked.actor,
+        before={
+            "available": account.available(now),
+            "refundable": spent.refundable,
+            "transactionId": spent.transaction_id,
+        },
+        after={
+            "available": outcome.totals.available,
+            "refundable": spent.refundable - outcome.transaction.amount,
+            "credits": outcome.transaction.amount,
+            "transactionId": outcome.transaction.id,
+        },
+        reason=asked.description,
+        request_id=asked.request_id,
+    )
 
 
 def spread(spent: Spent, credits: int) -> list[tuple[SpentLine, int]]:

@@ -107,6 +107,18 @@ class Refund(Request):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RefundOverdebit(Refund):
+    """A person gives back what one debit took too much."""
+
+    remembers: ClassVar[bool] = False
+
+    # Whoever goes on with a colleague's ticket asks for the same.
+    description: str = field(default="", metadata={"compared": False})
+    actor: str = field(metadata={"compared": False})
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Grant(Request):
     """Create a lot from a fact that funds it once."""
 
@@ -188,6 +200,18 @@ class Unfreeze(Request):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RebuildMirrors(Request):
+    """Write the columns that people read anew."""
+
+    kind: ClassVar[str] = "rebuild_mirrors"
+    remembers: ClassVar[bool] = False
+
+    actor: str
+    reason: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Consume(Request):
     """Count usage against limits, all or nothing."""
 
@@ -259,6 +283,7 @@ Keyed: TypeAlias = (
     | Adjust
     | Freeze
     | Unfreeze
+    | RebuildMirrors
     | Consume
     | Release
     | SetUsage

@@ -14,8 +14,17 @@ FROM grace_periods g WHERE expires_at < :ended_before AND NOT EXISTS (
       AND u.used > (s.limits -> split_part(u.limit_key, '.', 2) ->> 'limit')::bigint)"""
 
 
-async def grace_periods(db: AsyncConnection, *, ended_before: datetime, dry_run: bool) -> int:
-    """Deletes grace periods that ended before then, and says how many; a rehearsal counts them."""
-    verb = "SELECT count(*)" if dry_run else "DELETE"
-    result = await db.execute(text(f"{verb} {GRACE}"), {"ended_before": ended_before})
-    return int(result.scalar_one()) if dry_run else result.rowcount
+COUNT = f"SELECT count(*) {GRACE}"
+# The end again: one that began anew since it was chosen stays.
+DELETE = f"""
+DELETE FROM grace_periods
+WHERE (tenant_id, limit_key) IN (SELECT tenant_id, limit_key {GRACE} ORDER BY expires_at LIMIT :limit)
+  AND expires_at < :ended_before"""
+
+
+async def grace_periods(db: AsyncConnection, *, ended_before: datetime, limit: int, dry_run: bool) -> int:
+    """Deletes up to `limit` grace periods that ended before then, and says how many; a rehearsal counts them all."""
+    if dry_run:
+        return int((await db.execute(text(COUNT), {"ended_before": ended_before})).scalar_one())
+    result = await db.execute(text(DELETE), {"ended_before": ended_before, "limit": limit})
+    return int(result.rowcount)

@@ -1,12 +1,12 @@
 """The ledger's findings: opened once, listed, closed in somebody's name; a violated tenant stands still."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.ledger.rules.findings import FindingRow, Found, OpenCritical
+from services.ledger.rules.findings import MENDABLE, FindingRow, Found, OpenCritical
 from shared.ops import store as ops
 
 ROOM = "ledger"
@@ -38,6 +38,13 @@ ONE = f"SELECT {COLUMNS} FROM billing_integrity_reports WHERE id = :id AND room 
 RESOLVE = f"""
 UPDATE billing_integrity_reports SET resolved_at = clock_timestamp(), resolved_by = :actor
 WHERE id = :id AND room = :room AND resolved_at IS NULL RETURNING {COLUMNS}"""
+
+# Findings that may be mended, and a while longer those that were: what comes back is found whoever closed them.
+DOUBTED = """
+SELECT check_type, tenant_id, bool_or(resolved_at IS NULL) FROM billing_integrity_reports
+WHERE room = :room AND check_type = ANY(:checks) AND tenant_id IS NOT NULL
+  AND (resolved_at IS NULL OR resolved_at > clock_timestamp() - :since)
+GROUP BY check_type, tenant_id"""
 
 OPEN_COUNT = "SELECT count(*) FROM billing_integrity_reports WHERE room = :room AND resolved_at IS NULL"
 
@@ -131,6 +138,19 @@ async def resolve(
         request_id=request_id,
     )
     return finding
+
+
+async def list_doubted(db: AsyncConnection, *, since: timedelta) -> list[tuple[str, str, bool]]:
+    """(check, tenant, whether it is open) of findings that the auditor looks at anew."""
+    values = {"room": ROOM, "checks": sorted(MENDABLE), "since": since}
+    return [(row[0], row[1], row[2]) for row in await db.execute(text(DOUBTED), values)]
+
+
+async def close(db: AsyncConnection, tenant_id: str, check_type: str) -> bool:
+    """Closes the tenant's open finding of this check in the auditor's name; False if there was none."""
+    return await ops.resolve_finding(
+        db, room=ROOM, check_type=check_type, tenant_id=tenant_id, resolved_by=AUDITOR
+    )
 
 
 async def count_open(db: AsyncConnection) -> int:

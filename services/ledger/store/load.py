@@ -10,7 +10,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from services.ledger.rules.batch import Known
-from services.ledger.rules.model import FROZEN, Account, Entry, Hold, Lot, Record, Revocation
+from services.ledger.rules.mirrors import Stored
+from services.ledger.rules.model import FROZEN, Account, Entry, Hold, Lot, Mirrors, Record, Revocation
 from services.ledger.store import limits as stored_limits
 from services.ledger.store.arrays import columns, texts
 from services.ledger.store.round_trip import Connection, RoundTrip
@@ -156,6 +157,25 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT * FROM credit_buckets WHERE tenant_id = t.tenant_id AND lot = line.lot OFFSET 0) AS b ON true"""
 
+# Whether lots can be trusted: each against its last line, and all of them against the account's.
+MIRRORS = """
+SELECT a.tenant_id, a.balance, a.subscription_balance, a.subscription_expires_at, a.permanent_balance, a.held,
+       lots.agree AND lots.posted = coalesce(line.posted, 0) AND lots.held = coalesce(line.held, 0)
+FROM unnest(%s::text[]) AS asked (tenant_id)
+CROSS JOIN LATERAL (SELECT * FROM tenant_credits WHERE tenant_id = asked.tenant_id OFFSET 0) AS a
+LEFT JOIN LATERAL (
+    SELECT account_posted_after AS posted, account_held_after AS held FROM credit_entries
+    WHERE tenant_id = a.tenant_id ORDER BY seq DESC LIMIT 1) AS line ON true
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(b.remaining), 0)::bigint AS posted, coalesce(sum(b.held), 0)::bigint AS held,
+           coalesce(bool_and((b.bucket, b.remaining, b.held) IS NOT DISTINCT FROM (own.bucket, own.posted, own.held)),
+               true) AS agree
+    FROM credit_buckets b
+    LEFT JOIN LATERAL (
+        SELECT bucket, lot_posted_after AS posted, lot_held_after AS held FROM credit_entries
+        WHERE tenant_id = b.tenant_id AND lot = b.lot ORDER BY lot DESC, seq DESC LIMIT 1) AS own ON true
+    WHERE b.tenant_id = a.tenant_id AND NOT b.closed) AS lots"""
+
 ENTRIES_OF_RECORDS = f"""
 SELECT asked.tenant_id, {ENTRY}
 FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS asked (tenant_id, first_seq, last_seq)
@@ -178,6 +198,7 @@ class Wanted:
     granted: list[Key]  # (tenant, reference) of grants that are taken back
     revoked: list[Key]  # (tenant, reference) of revocations that are restored
     spent: list[Key]  # (tenant, transaction) that is refunded
+    mirrors: list[str]  # tenants whose mirrors are written anew
     limits: list[Key]  # (tenant, limit key)
 
 
@@ -239,6 +260,8 @@ def _ask(trip: RoundTrip, wanted: Wanted) -> dict[str, int]:
         owners, kinds, ids = _texts(wanted.references, 3)
         values = {"owners": owners, "kinds": kinds, "ids": ids}
         places["referenced"] = trip.ask(BY_REFERENCE, values)
+    if wanted.mirrors:
+        places["mirrors"] = trip.ask(MIRRORS, [wanted.mirrors])
     if wanted.limits:
         asked = stored_limits.values_of(wanted.limits, wanted.clock_offset)
         places["limits"] = trip.ask(stored_limits.STATES, asked)
@@ -263,6 +286,8 @@ def _take_asked(rows: dict[str, list[tuple[Any, ...]]], known: Known, found: "_F
         known.spent[key] = spent_of(known.spent.get(key), transaction_id, row)
         if row[6] is not None:
             found.take_lot(tenant_id, Lot(*row[6:]))
+    for tenant_id, *row, sound in rows.get("mirrors", ()):
+        known.stored[tenant_id] = Stored(Mirrors(*row), sound)
     for limit in rows.get("limits", ()):
         state, _ = stored_limits.state_of(limit)
         known.limits.setdefault(limit[0], {})[state.limit_key] = state

@@ -108,10 +108,11 @@ LOTS_DUE = f"""
 FROM credit_buckets due WHERE NOT closed AND remaining > held AND expires_at <= {_NOW} AND {_ACTIVE}"""
 HOLDS_DUE = f"FROM credit_holds due WHERE open AND expires_at <= {_NOW} AND {_ACTIVE}"
 
+_ASKED = "due.tenant_id <> ALL(CAST(:without AS text[]))"
 TENANTS_DUE = f"""
-(SELECT tenant_id, expires_at {LOTS_DUE} ORDER BY expires_at, tenant_id LIMIT :page)
+(SELECT tenant_id, expires_at {LOTS_DUE} AND {_ASKED} ORDER BY expires_at, tenant_id LIMIT :page)
 UNION ALL
-(SELECT tenant_id, expires_at {HOLDS_DUE} ORDER BY expires_at, tenant_id LIMIT :page)
+(SELECT tenant_id, expires_at {HOLDS_DUE} AND {_ASKED} ORDER BY expires_at, tenant_id LIMIT :page)
 ORDER BY 2, 1 LIMIT :page"""
 
 DUE = f"""
@@ -190,9 +191,12 @@ async def list_grants(db: AsyncConnection, tenant_id: str, *, before: int | None
     return [Lot(*row) for row in result]
 
 
-async def list_tenants_due(db: AsyncConnection, offset: timedelta, page: int) -> list[str]:
+async def list_tenants_due(
+    db: AsyncConnection, offset: timedelta, page: int, *, without: Sequence[str] = ()
+) -> list[str]:
     """Tenants of up to `page` lots and holds whose end has come and is not booked, the longest due first."""
-    result = await db.execute(text(TENANTS_DUE), {"offset": offset.total_seconds(), "page": page})
+    values = {"offset": offset.total_seconds(), "page": page, "without": list(without)}
+    result = await db.execute(text(TENANTS_DUE), values)
     return list(dict.fromkeys(row[0] for row in result))
 
 

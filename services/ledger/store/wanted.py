@@ -12,6 +12,7 @@ from services.ledger.rules.requests import (
     Group,
     Keyed,
     Operation,
+    RebuildMirrors,
     Refund,
     Release,
     Restore,
@@ -46,6 +47,7 @@ def wanted(operations: Sequence[Operation], *, clock_offset: timedelta) -> Wante
         granted=[(each.tenant_id, each.grant_reference_id) for each in keyed if isinstance(each, Revoke)],
         revoked=[(each.tenant_id, each.revoke_reference_id) for each in keyed if isinstance(each, Restore)],
         spent=sorted({(each.tenant_id, each.transaction_id) for each in keyed if isinstance(each, Refund)}),
+        mirrors=sorted({each.tenant_id for each in keyed if isinstance(each, RebuildMirrors)}),
         limits=sorted({(each.tenant_id, key) for each in keyed for key in _limit_keys(each)}),
     )
 

@@ -3,11 +3,12 @@
 import json
 from typing import Any
 
+from services.ledger.rules import mirrors
 from services.ledger.rules.batch import Decided
-from services.ledger.rules.model import SUBSCRIPTION, Account, Entry, Hold, Leg, Lot, Outcome, Record
+from services.ledger.rules.model import Account, Audit, Entry, Hold, Leg, Lot, Outcome, Record
 from services.ledger.store.arrays import columns
 from services.ledger.store.round_trip import Connection, RoundTrip
-from shared import ids
+from shared import ids, metrics
 
 INSERT_TRANSACTIONS = """
 INSERT INTO credit_transactions (tenant_id, id, idempotency_key, fingerprint, fingerprint_version, kind, amount,
@@ -99,15 +100,23 @@ WHERE a.tenant_id = u.tenant_id"""
 async def write(connection: Connection, decided: Decided) -> None:
     """Writes each table once and commits: one round trip. Returning means that it is durable."""
     trip = RoundTrip(connection)
-    statements = _statements(decided)
+    audits = _audits(decided)
+    statements = _statements(decided, audits)
     for statement, values in statements:
         trip.ask(statement, values)
     # A grant that was refused opens no account.
     trip.ask("COMMIT" if statements else "ROLLBACK")
-    await trip.go()
+    try:
+        await trip.go()
+    except Exception:
+        for _ in audits:
+            metrics.audit_failed("ledger")
+        raise
+    for _, audit in audits:
+        metrics.audited("ledger", audit.action)
 
 
-def _statements(decided: Decided) -> list[tuple[str, list[str]]]:
+def _statements(decided: Decided, audits: list[tuple[str, Audit]]) -> list[tuple[str, list[str]]]:
     """What is to be written, tables without a change left out."""
     of_credits = [record for record in decided.records if record.transaction is not None]
     others = [record for record in decided.records if record.transaction is None]
@@ -128,7 +137,7 @@ def _statements(decided: Decided) -> list[tuple[str, list[str]]]:
         (WRITE_REVOCATIONS, columns(_revocation_rows(decided), "ttttnnnntm")),
         (WRITE_USAGE, columns(used, "ttnm")),
         (OPEN_GRACE_PERIODS, columns(graces, "ttmm")),
-        (INSERT_AUDIT, columns(_audit_rows(decided), "tttttt")),
+        (INSERT_AUDIT, columns(map(_audit_row, audits), "tttttt")),
         (UPDATE_ACCOUNTS, columns(map(_account_row, changed), "tnnmnnmbnttm")),
     ]
     return [(statement, values) for statement, values in found if values]
@@ -298,33 +307,33 @@ def _usage(decided: Decided) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...
     return used, graces
 
 
-def _audit_rows(decided: Decided) -> list[tuple[Any, ...]]:
-    audits = [
-        *((outcome.transaction.tenant_id, outcome.audit) for outcome in decided.outcomes),
-        *((tenant, noted.audit) for tenant, noted in decided.noted),
-    ]
-    return [
-        (
-            ids.new_id("aud"),
-            audit.action,
-            audit.actor,
-            tenant,
-            _json({"before": audit.before, "after": audit.after, "reason": audit.reason}),
-            audit.request_id,
-        )
-        for tenant, audit in audits
-        if audit is not None
-    ]
+def _audits(decided: Decided) -> list[tuple[str, Audit]]:
+    """What people did, with the tenants whom they did it to."""
+    audits = [(outcome.transaction.tenant_id, outcome.audit) for outcome in decided.outcomes]
+    audits += [(tenant, noted.audit) for tenant, noted in decided.noted]
+    return [(tenant, audit) for tenant, audit in audits if audit is not None]
+
+
+def _audit_row(tenant_and_audit: tuple[str, Audit]) -> tuple[Any, ...]:
+    tenant, audit = tenant_and_audit
+    return (
+        ids.new_id("aud"),
+        audit.action,
+        audit.actor,
+        tenant,
+        _json({"before": audit.before, "after": audit.after, "reason": audit.reason}),
+        audit.request_id,
+    )
 
 
 def _account_row(account: Account) -> tuple[Any, ...]:
-    subscription = [lot for lot in account.lots if lot.bucket == SUBSCRIPTION]
+    stands = mirrors.of(account)
     return (
         account.tenant_id,
-        sum(lot.remaining for lot in subscription),
-        sum(lot.remaining for lot in account.lots if lot.bucket != SUBSCRIPTION),
-        max((until for lot in subscription if (until := lot.usable_until) is not None), default=None),
-        account.held,
+        stands.subscription_balance,
+        stands.permanent_balance,
+        stands.subscription_expires_at,
+        stands.held,
         account.seq,
         account.last_at,
         account.chain_head,

@@ -83,6 +83,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: `expires_at` is not in the future. Metadata: expires_at."""
     ERROR_REASON_UNKNOWN_LINE: _ErrorReason.ValueType  # 21
     """NOT_FOUND: the tenant's account has no line of this number. Metadata: as_of_seq, last_seq."""
+    ERROR_REASON_LOT_MISMATCH: _ErrorReason.ValueType  # 22
+    """FAILED_PRECONDITION: the account's lots are not what its lines came to, so mirrors were not written from them.
+    Metadata: tenant_id. VerifyLedger says what disagrees; call an engineer.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The `reason` of `google.rpc.ErrorInfo` (domain `billing.ledger`) on every refusal of this room. A refusal of
@@ -155,4 +159,8 @@ ERROR_REASON_ALREADY_EXPIRED: ErrorReason.ValueType  # 20
 """INVALID_ARGUMENT: `expires_at` is not in the future. Metadata: expires_at."""
 ERROR_REASON_UNKNOWN_LINE: ErrorReason.ValueType  # 21
 """NOT_FOUND: the tenant's account has no line of this number. Metadata: as_of_seq, last_seq."""
+ERROR_REASON_LOT_MISMATCH: ErrorReason.ValueType  # 22
+"""FAILED_PRECONDITION: the account's lots are not what its lines came to, so mirrors were not written from them.
+Metadata: tenant_id. VerifyLedger says what disagrees; call an engineer.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

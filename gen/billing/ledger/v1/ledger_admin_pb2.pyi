@@ -272,7 +272,7 @@ class ResolveFindingRequest(_message.Message):
     finding_id: _builtins.str
     """Which."""
     idempotency_key: _builtins.str
-    """A repeat changes nothing."""
+    """Not kept: what is closed stays closed, whatever the key."""
     actor: _builtins.str
     """Who closes it."""
     description: _builtins.str
@@ -552,7 +552,7 @@ class RebuildMirrorsRequest(_message.Message):
     tenant_id: _builtins.str
     """Whose."""
     idempotency_key: _builtins.str
-    """A repeat changes nothing and answers what the mirrors are."""
+    """A repeat changes nothing and answers what the first call wrote."""
     actor: _builtins.str
     """Who asks."""
     reason: _builtins.str
@@ -583,12 +583,15 @@ class Mirrors(_message.Message):
     SUBSCRIPTION_BALANCE_FIELD_NUMBER: _builtins.int
     SUBSCRIPTION_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     PERMANENT_BALANCE_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     balance: _builtins.int
     """`subscription_balance + permanent_balance`."""
     subscription_balance: _builtins.int
     """Lots of the subscription bucket, what is held in them included."""
     permanent_balance: _builtins.int
     """All other lots."""
+    held: _builtins.int
+    """Of both, set aside by open holds."""
     @_builtins.property
     def subscription_expires_at(self) -> _timestamp_pb2.Timestamp:
         """The latest moment at which any of them can be spent or captured. Absent: there are none."""
@@ -600,10 +603,11 @@ class Mirrors(_message.Message):
         subscription_balance: _builtins.int = ...,
         subscription_expires_at: _timestamp_pb2.Timestamp | None = ...,
         permanent_balance: _builtins.int = ...,
+        held: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["subscription_expires_at", b"subscription_expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "permanent_balance", b"permanent_balance", "subscription_balance", b"subscription_balance", "subscription_expires_at", b"subscription_expires_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "held", b"held", "permanent_balance", b"permanent_balance", "subscription_balance", b"subscription_balance", "subscription_expires_at", b"subscription_expires_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

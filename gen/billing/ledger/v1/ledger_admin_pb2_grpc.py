@@ -97,7 +97,9 @@ class LedgerAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResolveFinding(self, request, context):
-        """Closes a finding in somebody's name.
+        """Closes a finding in somebody's name. Its state makes it idempotent, not a key: a repeat, and whoever asks later,
+        changes nothing and is told who closed it. Findings about mirrors, sums and overdue ends are closed by
+        `ledger.audit` too, in the audit's next run after they hold again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,7 +129,9 @@ class LedgerAdminServiceServicer:
 
     def RebuildMirrors(self, request, context):
         """Writes the columns that people read (`balance`, `subscription_balance`, `subscription_expires_at`,
-        `permanent_balance`) anew from the lots, as after a mirror was edited by hand. It moves no credits.
+        `permanent_balance`, `held`) anew from the lots, as after a mirror was edited by hand. It moves no credits and
+        writes no line, so a frozen account is no reason to refuse; what time has taken is settled first, unless it is
+        frozen. Refused (LOT_MISMATCH) where lots are not what their lines came to: wrong lots would make wrong mirrors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,7 +139,12 @@ class LedgerAdminServiceServicer:
 
     def RefundOverdebits(self, request, context):
         """Gives back what debits took too much, each as a refund of its own that is refused or booked by itself and audited.
-        A repeat with the same key answers the first refunds, however the items are cut into calls.
+        A repeat with the same key answers the first refunds, however the items are cut into calls, and whoever asks. No
+        refusal is remembered; one with UNAVAILABLE or RESOURCE_EXHAUSTED as its code is asked for again with the same key.
+        Under another key a debit gives back no more than is left to refund (EXCEEDS_REFUNDABLE).
+        Credits return to the lots that they came from. Where a lot has expired meanwhile they become a lot of thirty days
+        (EXPIRED_POLICY_REGRANT_30_DAYS): back in the expired lot they would be gone again, though it was our mistake that
+        they could not be used in time; for ever would be more than the customer had.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

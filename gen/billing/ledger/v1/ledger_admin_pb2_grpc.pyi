@@ -22,7 +22,10 @@ class LedgerAdminServiceStub:
     ListFindings: _aio.UnaryUnaryMultiCallable[_ledger_admin_pb2.ListFindingsRequest, _ledger_admin_pb2.ListFindingsResponse]
     """Findings of the integrity audit, most severe first."""
     ResolveFinding: _aio.UnaryUnaryMultiCallable[_ledger_admin_pb2.ResolveFindingRequest, _ledger_admin_pb2.ResolveFindingResponse]
-    """Closes a finding in somebody's name."""
+    """Closes a finding in somebody's name. Its state makes it idempotent, not a key: a repeat, and whoever asks later,
+    changes nothing and is told who closed it. Findings about mirrors, sums and overdue ends are closed by
+    `ledger.audit` too, in the audit's next run after they hold again.
+    """
     FreezeAccount: _aio.UnaryUnaryMultiCallable[_ledger_admin_pb2.FreezeAccountRequest, _ledger_admin_pb2.FreezeAccountResponse]
     """Refuses every change of an account's credits until it is unfrozen; reads go on."""
     UnfreezeAccount: _aio.UnaryUnaryMultiCallable[_ledger_admin_pb2.UnfreezeAccountRequest, _ledger_admin_pb2.UnfreezeAccountResponse]
@@ -33,11 +36,18 @@ class LedgerAdminServiceStub:
     """
     RebuildMirrors: _aio.UnaryUnaryMultiCallable[_ledger_admin_pb2.RebuildMirrorsRequest, _ledger_admin_pb2.RebuildMirrorsResponse]
     """Writes the columns that people read (`balance`, `subscription_balance`, `subscription_expires_at`,
-    `permanent_balance`) anew from the lots, as after a mirror was edited by hand. It moves no credits.
+    `permanent_balance`, `held`) anew from the lots, as after a mirror was edited by hand. It moves no credits and
+    writes no line, so a frozen account is no reason to refuse; what time has taken is settled first, unless it is
+    frozen. Refused (LOT_MISMATCH) where lots are not what their lines came to: wrong lots would make wrong mirrors.
     """
     RefundOverdebits: _aio.UnaryUnaryMultiCallable[_ledger_admin_pb2.RefundOverdebitsRequest, _ledger_admin_pb2.RefundOverdebitsResponse]
     """Gives back what debits took too much, each as a refund of its own that is refused or booked by itself and audited.
-    A repeat with the same key answers the first refunds, however the items are cut into calls.
+    A repeat with the same key answers the first refunds, however the items are cut into calls, and whoever asks. No
+    refusal is remembered; one with UNAVAILABLE or RESOURCE_EXHAUSTED as its code is asked for again with the same key.
+    Under another key a debit gives back no more than is left to refund (EXCEEDS_REFUNDABLE).
+    Credits return to the lots that they came from. Where a lot has expired meanwhile they become a lot of thirty days
+    (EXPIRED_POLICY_REGRANT_30_DAYS): back in the expired lot they would be gone again, though it was our mistake that
+    they could not be used in time; for ever would be more than the customer had.
     """
 
 class LedgerAdminServiceServicer:
@@ -64,7 +74,10 @@ class LedgerAdminServiceServicer:
         request: _ledger_admin_pb2.ResolveFindingRequest,
         context: _aio.ServicerContext[_ledger_admin_pb2.ResolveFindingRequest, _abc.Awaitable[_ledger_admin_pb2.ResolveFindingResponse]],
     ) -> _abc.Awaitable[_ledger_admin_pb2.ResolveFindingResponse]:
-        """Closes a finding in somebody's name."""
+        """Closes a finding in somebody's name. Its state makes it idempotent, not a key: a repeat, and whoever asks later,
+        changes nothing and is told who closed it. Findings about mirrors, sums and overdue ends are closed by
+        `ledger.audit` too, in the audit's next run after they hold again.
+        """
 
     def FreezeAccount(
         self,
@@ -95,7 +108,9 @@ class LedgerAdminServiceServicer:
         context: _aio.ServicerContext[_ledger_admin_pb2.RebuildMirrorsRequest, _abc.Awaitable[_ledger_admin_pb2.RebuildMirrorsResponse]],
     ) -> _abc.Awaitable[_ledger_admin_pb2.RebuildMirrorsResponse]:
         """Writes the columns that people read (`balance`, `subscription_balance`, `subscription_expires_at`,
-        `permanent_balance`) anew from the lots, as after a mirror was edited by hand. It moves no credits.
+        `permanent_balance`, `held`) anew from the lots, as after a mirror was edited by hand. It moves no credits and
+        writes no line, so a frozen account is no reason to refuse; what time has taken is settled first, unless it is
+        frozen. Refused (LOT_MISMATCH) where lots are not what their lines came to: wrong lots would make wrong mirrors.
         """
 
     def RefundOverdebits(
@@ -104,7 +119,12 @@ class LedgerAdminServiceServicer:
         context: _aio.ServicerContext[_ledger_admin_pb2.RefundOverdebitsRequest, _abc.Awaitable[_ledger_admin_pb2.RefundOverdebitsResponse]],
     ) -> _abc.Awaitable[_ledger_admin_pb2.RefundOverdebitsResponse]:
         """Gives back what debits took too much, each as a refund of its own that is refused or booked by itself and audited.
-        A repeat with the same key answers the first refunds, however the items are cut into calls.
+        A repeat with the same key answers the first refunds, however the items are cut into calls, and whoever asks. No
+        refusal is remembered; one with UNAVAILABLE or RESOURCE_EXHAUSTED as its code is asked for again with the same key.
+        Under another key a debit gives back no more than is left to refund (EXCEEDS_REFUNDABLE).
+        Credits return to the lots that they came from. Where a lot has expired meanwhile they become a lot of thirty days
+        (EXPIRED_POLICY_REGRANT_30_DAYS): back in the expired lot they would be gone again, though it was our mistake that
+        they could not be used in time; for ever would be more than the customer had.
         """
 
 def add_LedgerAdminServiceServicer_to_server(servicer: LedgerAdminServiceServicer, server: _aio.Server) -> None: ...

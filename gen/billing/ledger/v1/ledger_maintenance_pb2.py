@@ -26,7 +26,7 @@ from billing.maintenance.v1 import alert_pb2 as billing_dot_maintenance_dot_v1_d
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*billing/ledger/v1/ledger_maintenance.proto\x12\x11\x62illing.ledger.v1\x1a\"billing/maintenance/v1/alert.proto\x1a\x1b\x62uf/validate/validate.proto\"L\n\x14SettleExpiredRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"\x8b\x01\n\x15SettleExpiredResponse\x12\x0c\n\x04lots\x18\x01 \x01(\x03\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\x12\r\n\x05holds\x18\x03 \x01(\x03\x12\x15\n\rgrace_periods\x18\x04 \x01(\x03\x12-\n\x06\x61lerts\x18\x05 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert\"M\n\x15\x41uditIntegrityRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"v\n\x16\x41uditIntegrityResponse\x12\x0f\n\x07tenants\x18\x01 \x01(\x03\x12\x0e\n\x06opened\x18\x02 \x01(\x03\x12\x0c\n\x04open\x18\x03 \x01(\x03\x12-\n\x06\x61lerts\x18\x04 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert\"F\n\x0e\x43leanupRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"s\n\x0f\x43leanupResponse\x12\x15\n\rgrace_periods\x18\x01 \x01(\x03\x12\x1a\n\x12rate_limit_buckets\x18\x02 \x01(\x03\x12-\n\x06\x61lerts\x18\x03 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert2\xb7\x02\n\x18LedgerMaintenanceService\x12\x62\n\rSettleExpired\x12\'.billing.ledger.v1.SettleExpiredRequest\x1a(.billing.ledger.v1.SettleExpiredResponse\x12\x65\n\x0e\x41uditIntegrity\x12(.billing.ledger.v1.AuditIntegrityRequest\x1a).billing.ledger.v1.AuditIntegrityResponse\x12P\n\x07\x43leanup\x12!.billing.ledger.v1.CleanupRequest\x1a\".billing.ledger.v1.CleanupResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*billing/ledger/v1/ledger_maintenance.proto\x12\x11\x62illing.ledger.v1\x1a\"billing/maintenance/v1/alert.proto\x1a\x1b\x62uf/validate/validate.proto\"L\n\x14SettleExpiredRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"\x8b\x01\n\x15SettleExpiredResponse\x12\x0c\n\x04lots\x18\x01 \x01(\x03\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\x12\r\n\x05holds\x18\x03 \x01(\x03\x12\x15\n\rgrace_periods\x18\x04 \x01(\x03\x12-\n\x06\x61lerts\x18\x05 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert\"M\n\x15\x41uditIntegrityRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"\x86\x01\n\x16\x41uditIntegrityResponse\x12\x0f\n\x07tenants\x18\x01 \x01(\x03\x12\x0e\n\x06opened\x18\x02 \x01(\x03\x12\x0c\n\x04open\x18\x03 \x01(\x03\x12-\n\x06\x61lerts\x18\x04 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert\x12\x0e\n\x06\x63losed\x18\x05 \x01(\x03\"F\n\x0e\x43leanupRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"s\n\x0f\x43leanupResponse\x12\x15\n\rgrace_periods\x18\x01 \x01(\x03\x12\x1a\n\x12rate_limit_buckets\x18\x02 \x01(\x03\x12-\n\x06\x61lerts\x18\x03 \x03(\x0b\x32\x1d.billing.maintenance.v1.Alert2\xb7\x02\n\x18LedgerMaintenanceService\x12\x62\n\rSettleExpired\x12\'.billing.ledger.v1.SettleExpiredRequest\x1a(.billing.ledger.v1.SettleExpiredResponse\x12\x65\n\x0e\x41uditIntegrity\x12(.billing.ledger.v1.AuditIntegrityRequest\x1a).billing.ledger.v1.AuditIntegrityResponse\x12P\n\x07\x43leanup\x12!.billing.ledger.v1.CleanupRequest\x1a\".billing.ledger.v1.CleanupResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,12 +45,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETTLEEXPIREDRESPONSE']._serialized_end=348
   _globals['_AUDITINTEGRITYREQUEST']._serialized_start=350
   _globals['_AUDITINTEGRITYREQUEST']._serialized_end=427
-  _globals['_AUDITINTEGRITYRESPONSE']._serialized_start=429
-  _globals['_AUDITINTEGRITYRESPONSE']._serialized_end=547
-  _globals['_CLEANUPREQUEST']._serialized_start=549
-  _globals['_CLEANUPREQUEST']._serialized_end=619
-  _globals['_CLEANUPRESPONSE']._serialized_start=621
-  _globals['_CLEANUPRESPONSE']._serialized_end=736
-  _globals['_LEDGERMAINTENANCESERVICE']._serialized_start=739
-  _globals['_LEDGERMAINTENANCESERVICE']._serialized_end=1050
+  _globals['_AUDITINTEGRITYRESPONSE']._serialized_start=430
+  _globals['_AUDITINTEGRITYRESPONSE']._serialized_end=564
+  _globals['_CLEANUPREQUEST']._serialized_start=566
+  _globals['_CLEANUPREQUEST']._serialized_end=636
+  _globals['_CLEANUPRESPONSE']._serialized_start=638
+  _globals['_CLEANUPRESPONSE']._serialized_end=753
+  _globals['_LEDGERMAINTENANCESERVICE']._serialized_start=756
+  _globals['_LEDGERMAINTENANCESERVICE']._serialized_end=1067
 # @@protoc_insertion_point(module_scope)

@@ -66,7 +66,7 @@ class SettleExpiredResponse(_message.Message):
     """Grace periods that ended."""
     @_builtins.property
     def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_alert_pb2.Alert]:
-        """What deserves attention."""
+        """What should have been settled over an hour ago and could not be."""
 
     def __init__(
         self,
@@ -121,12 +121,15 @@ class AuditIntegrityResponse(_message.Message):
     OPENED_FIELD_NUMBER: _builtins.int
     OPEN_FIELD_NUMBER: _builtins.int
     ALERTS_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
     tenants: _builtins.int
     """Tenants checked."""
     opened: _builtins.int
     """Findings opened now."""
     open: _builtins.int
     """Findings open in all."""
+    closed: _builtins.int
+    """Findings closed now, since what they say holds no longer."""
     @_builtins.property
     def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_alert_pb2.Alert]:
         """What deserves attention."""
@@ -138,10 +141,11 @@ class AuditIntegrityResponse(_message.Message):
         opened: _builtins.int = ...,
         open: _builtins.int = ...,
         alerts: _abc.Iterable[_alert_pb2.Alert] | None = ...,
+        closed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "open", b"open", "opened", b"opened", "tenants", b"tenants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "closed", b"closed", "open", b"open", "opened", b"opened", "tenants", b"tenants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

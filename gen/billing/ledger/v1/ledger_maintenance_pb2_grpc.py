@@ -66,7 +66,8 @@ class LedgerMaintenanceServiceServicer:
 
     def AuditIntegrity(self, request, context):
         """Checks what was written since the last run, and a part of what was checked before, and opens findings; never
-        repairs. A tenant whose lines, lots or holds contradict each other is frozen.
+        repairs. A tenant whose lines, lots or holds contradict each other is frozen. Findings about mirrors, sums and
+        overdue ends are closed by `ledger.audit` once they hold again; all others wait for a person.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -21,7 +21,8 @@ class LedgerMaintenanceServiceStub:
     """
     AuditIntegrity: _aio.UnaryUnaryMultiCallable[_ledger_maintenance_pb2.AuditIntegrityRequest, _ledger_maintenance_pb2.AuditIntegrityResponse]
     """Checks what was written since the last run, and a part of what was checked before, and opens findings; never
-    repairs. A tenant whose lines, lots or holds contradict each other is frozen.
+    repairs. A tenant whose lines, lots or holds contradict each other is frozen. Findings about mirrors, sums and
+    overdue ends are closed by `ledger.audit` once they hold again; all others wait for a person.
     """
     Cleanup: _aio.UnaryUnaryMultiCallable[_ledger_maintenance_pb2.CleanupRequest, _ledger_maintenance_pb2.CleanupResponse]
     """Deletes what no rule needs any longer; never a transaction or an entry."""
@@ -44,7 +45,8 @@ class LedgerMaintenanceServiceServicer:
         context: _aio.ServicerContext[_ledger_maintenance_pb2.AuditIntegrityRequest, _abc.Awaitable[_ledger_maintenance_pb2.AuditIntegrityResponse]],
     ) -> _abc.Awaitable[_ledger_maintenance_pb2.AuditIntegrityResponse]:
         """Checks what was written since the last run, and a part of what was checked before, and opens findings; never
-        repairs. A tenant whose lines, lots or holds contradict each other is frozen.
+        repairs. A tenant whose lines, lots or holds contradict each other is frozen. Findings about mirrors, sums and
+        overdue ends are closed by `ledger.audit` once they hold again; all others wait for a person.
         """
 
     def Cleanup(

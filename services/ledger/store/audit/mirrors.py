@@ -1,5 +1,6 @@
 """What can be compared for every tenant in every run: the mirrors, whoever edited them, and the ends of the lines."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -83,19 +84,25 @@ FROM tenant_credits a LEFT JOIN audit_state s ON s.tenant_id = a.tenant_id
 WHERE a.tenant_id = ANY(:tenants) AND a.seq > COALESCE(s.checked_seq, 0)
 ORDER BY a.tenant_id"""
 
-OVERDUE = """
-WITH clock AS MATERIALIZED (SELECT clock_timestamp() + make_interval(secs => :offset) - :grace AS at)
-SELECT due.tenant_id, 'overdue_expiry', jsonb_build_object(
-    'lots', count(*) FILTER (WHERE NOT due.hold), 'holds', count(*) FILTER (WHERE due.hold),
-    'due_at', min(due.expires_at))
-FROM (
-    SELECT tenant_id, expires_at, false FROM credit_buckets
+_ENDED = """
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() + make_interval(secs => :offset) - :grace AS at),
+ended (tenant_id, expires_at, what) AS (
+    SELECT tenant_id, expires_at, 'lot' FROM credit_buckets
     WHERE NOT closed AND remaining > held AND expires_at <= (SELECT at FROM clock)
     UNION ALL
-    SELECT tenant_id, expires_at, true FROM credit_holds WHERE open AND expires_at <= (SELECT at FROM clock)
-) AS due (tenant_id, expires_at, hold)
-JOIN tenant_credits a ON a.tenant_id = due.tenant_id AND a.state = 'active'
+    SELECT tenant_id, expires_at, 'hold' FROM credit_holds WHERE open AND expires_at <= (SELECT at FROM clock)
+    UNION ALL
+    SELECT tenant_id, expires_at, 'grace' FROM grace_periods WHERE NOT ended AND expires_at <= (SELECT at FROM clock))"""
+
+# Credits of a frozen account wait for a person; its limits do not.
+OVERDUE = f"""{_ENDED}
+SELECT due.tenant_id, 'overdue_expiry', jsonb_build_object(
+    'lots', count(*) FILTER (WHERE what = 'lot'), 'holds', count(*) FILTER (WHERE what = 'hold'),
+    'grace_periods', count(*) FILTER (WHERE what = 'grace'), 'due_at', min(due.expires_at))
+FROM ended AS due JOIN tenant_credits a ON a.tenant_id = due.tenant_id AND (a.state = 'active' OR what = 'grace')
 GROUP BY due.tenant_id ORDER BY min(due.expires_at) LIMIT :page"""
+
+STILL_OVERDUE = f"{_ENDED} SELECT DISTINCT tenant_id FROM ended WHERE tenant_id = ANY(:tenants)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,5 +154,13 @@ async def list_missing(db: AsyncConnection, *, page: int) -> list[Found]:
 
 
 async def list_overdue(db: AsyncConnection, *, offset: timedelta, grace: timedelta, page: int) -> list[Found]:
-    """Tenants whose lots or holds should have been settled long ago; frozen ones wait for a person."""
+    """Tenants whose lots, holds or grace periods should have been settled long ago, the longest ago first."""
     return await run(db, [OVERDUE], {"offset": offset.total_seconds(), "grace": grace, "page": page})
+
+
+async def list_still_overdue(
+    db: AsyncConnection, tenants: Sequence[str], *, offset: timedelta, grace: timedelta
+) -> set[str]:
+    """Those of the tenants that have something which ended long ago, frozen or not."""
+    values = {"offset": offset.total_seconds(), "grace": grace, "tenants": list(tenants)}
+    return set((await db.execute(text(STILL_OVERDUE), values)).scalars())
