@@ -8,6 +8,7 @@ from rich.console import Console
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.subscriptions import SCHEMA
+from services.subscriptions.actions.health import Numbers
 from services.subscriptions.actions.performing import Performer
 from services.subscriptions.actions.reconciliation import Reconciler
 from services.subscriptions.catalogue import apply_file
@@ -19,6 +20,7 @@ from services.subscriptions.errors import CatalogInvalid
 from services.subscriptions.rpc.doors import doors
 from services.subscriptions.rpc.room import Room
 from shared import clock, config, database, logs, startup
+from shared.metrics import Exposition
 from shared.ops.limits import Limiter
 from shared.rpc.client import open_channel
 from shared.rpc.server import serve
@@ -35,6 +37,8 @@ async def run(settings: SubscriptionsSettings) -> None:
     performer = Performer(engine, ledger, razorpay, mode=mode, clock=clock.now, policy=settings.policy)
     limiter = Limiter(engine, ROOM)
     reconciler = Reconciler(engine, performer, clock=clock.now, policy=settings.policy)
+
+    numbers = Numbers(engine, settings.policy, clock.now)
 
     async def close() -> None:
         await reconciler.drain()
@@ -64,6 +68,7 @@ async def run(settings: SubscriptionsSettings) -> None:
         probe=lambda: database.ping(engine),
         on_stop=close,
         metrics_listen=settings.subscriptions_metrics_listen,
+        exposition=Exposition(numbers.refresh),
     )
 
 

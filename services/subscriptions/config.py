@@ -1,11 +1,12 @@
 """Every setting of the subscriptions room."""
 
+from datetime import timedelta
 from typing import Literal
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from services.subscriptions.rules import gstin
-from services.subscriptions.rules.policy import LADDER, Policy, Step, Supplier
+from services.subscriptions.rules.policy import LADDER, Policy, Retention, Step, Supplier
 from shared.config import MetricsListen, RoomSettings
 
 
@@ -61,6 +62,24 @@ class SubscriptionsSettings(RoomSettings):
         default=5, ge=1, description="VerifyPayment: wrong signatures of one tenant in 15 minutes"
     )
 
+    subscriptions_payment_failures_alert_pct: int = Field(
+        default=10, ge=1, le=100, description="wake somebody when more of an hour's charges fail"
+    )
+    subscriptions_payment_failures_alert_min: int = Field(
+        default=5, ge=1, description="and at least so many: one of three at night wakes nobody"
+    )
+
+    subscriptions_task_retention_days: int = Field(
+        default=90, ge=7, le=3650, description="how long tasks are kept that are done"
+    )
+    # A repeat that comes later is a new call.
+    subscriptions_idempotency_key_retention_days: int = Field(
+        default=90, ge=7, le=3650, description="how long first answers are kept"
+    )
+    subscriptions_signature_failure_retention_days: int = Field(
+        default=90, ge=1, le=3650, description="how long refused signatures of this room are kept"
+    )
+
     @field_validator("billing_supplier_name", "billing_supplier_gstin", "billing_supplier_address")
     @classmethod
     def _is_known_where_money_is_real(cls, value: str, info: ValidationInfo) -> str:
@@ -108,6 +127,13 @@ class SubscriptionsSettings(RoomSettings):
             upgrade_credits=self.billing_upgrade_credits,
             verify_calls=self.billing_verify_calls,
             verify_failures=self.billing_verify_failures,
+            failures_alert_pct=self.subscriptions_payment_failures_alert_pct,
+            failures_alert_min=self.subscriptions_payment_failures_alert_min,
+            retention=Retention(
+                completed_tasks=timedelta(days=self.subscriptions_task_retention_days),
+                idempotency_keys=timedelta(days=self.subscriptions_idempotency_key_retention_days),
+                signature_failures=timedelta(days=self.subscriptions_signature_failure_retention_days),
+            ),
             ladder=tuple(
                 Step(int(day), step.kind)
                 for day, step in zip(self.billing_past_due_days.split(","), LADDER, strict=True)

@@ -1,11 +1,11 @@
 """Every refusal of the room; `ErrorReason` in the contract says when each occurs and what to do.
 
 NotFound            UnknownTenant  UnknownPlan  UnknownCreditPack  UnknownTask  UnknownCheckout  UnknownPayment
-                    UnknownInvoice  UnknownAddon  UnknownOverride
+                    UnknownInvoice  UnknownAddon  UnknownOverride  UnknownFinding
 FailedPrecondition  IdempotencyKeyReused  PlanNotForSale  AlreadySubscribed  SubscriptionExists  ChangePending
                     NoPendingChange  NoSubscription  WrongStatus  QuoteStale  PaymentMismatch  RefundExceedsPayment
                     TaskCompleted  NotAnOrphan  CheckoutClosed  ProviderRefused  ProviderNotConfigured  AddonExists
-                    AddonWithoutEffect  InsufficientCredits  AccountFrozen  CatalogInvalid
+                    AddonWithoutEffect  InsufficientCredits  AccountFrozen  CatalogInvalid  FindingResolved
 InvalidArgument     PageTokenInvalid  GstinInvalid
 PermissionDenied    SignatureMismatch
 Aborted             Conflict
@@ -56,6 +56,10 @@ class UnknownPayment(NotFound):
 
 class UnknownInvoice(NotFound):
     reason = "UNKNOWN_INVOICE"
+
+
+class UnknownFinding(NotFound):
+    reason = "UNKNOWN_FINDING"
 
 
 class IdempotencyKeyReused(FailedPrecondition):
@@ -132,6 +136,10 @@ class NotAnOrphan(FailedPrecondition):
 
 class TaskCompleted(FailedPrecondition):
     reason = "TASK_COMPLETED"
+
+
+class FindingResolved(FailedPrecondition):
+    reason = "FINDING_RESOLVED"
 
 
 class ProviderRefused(FailedPrecondition):

@@ -27,7 +27,7 @@ async def test_a_tenant_that_uses_more_than_its_plan_allows(room: Room, tenant: 
     found = findings(room, tenant)["over_limit"]
     assert (found["severity"], found["observed"]["limits"]) == ("warning", {"blog.posts": "37 of 10"})
     assert [each.key for each in answer.alerts if each.tenant_id == tenant] == [
-        f"subscriptions.over_limit:{tenant}"
+        f"subscriptions.over_limit:{found['id']}"
     ]
     limit.idempotency_key, limit.used = "deleted", 10
     await room.ledger.service.SetUsage(limit)

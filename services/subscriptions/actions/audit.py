@@ -16,6 +16,7 @@ from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.rules import findings as rules
 from services.subscriptions.rules.catalog import Catalog
 from services.subscriptions.rules.findings import Books, Found, Held, LedgerView, OpenFinding
+from services.subscriptions.rules.policy import Policy
 from services.subscriptions.store import audit as store
 from services.subscriptions.store import catalog as catalog_store
 from shared import logs
@@ -33,6 +34,8 @@ SECOND_LOOK_AFTER_SECONDS = 1.0
 # So many silences in a row and the ledger is not asked again in this run.
 SILENCES_MAX = 3
 FINDINGS_SHOWN = 50
+# A condition has one who reports it: what events opened is CheckHealth's.
+TOLD = (rules.OURS | rules.WITH_LEDGER) - rules.TOLD_ELSEWHERE
 
 _log = logs.get_logger()
 
@@ -65,6 +68,7 @@ class _Run:
     ledger: Ledger
     clock: Clock
     catalog: Catalog
+    policy: Policy
     ends_at: float
     seen: dict[str, _Seen] = field(default_factory=dict)
     silences: int = 0
@@ -78,7 +82,7 @@ class _Run:
         async def judged(one: Books) -> _Seen:
             async with few:
                 view = None if self.silences >= SILENCES_MAX else await self._ask(one.row.tenant_id)
-            found = rules.judge(one, self.catalog, self.clock(), view)
+            found = rules.judge(one, self.catalog, self.clock(), view, self.policy.ladder)
             return _Seen({each.check_type: each for each in found}, whole=view is not None)
 
         seen = await asyncio.gather(*(judged(one) for one in books))
@@ -108,21 +112,27 @@ async def ask_ledger(ledger: Ledger, tenant_id: str) -> LedgerView:
 
 
 async def audit_subscriptions(
-    engine: AsyncEngine, ledger: Ledger, *, clock: Clock, dry_run: bool, time_left_seconds: float
+    engine: AsyncEngine,
+    ledger: Ledger,
+    policy: Policy,
+    *,
+    clock: Clock,
+    dry_run: bool,
+    time_left_seconds: float,
 ) -> Audited:
-    """Open what is wrong, close in the auditor's name what no longer holds, and answer what stands open."""
+    """Open what is wrong, close in the auditor's name what no longer holds, and answer what stands open of both."""
     async with transaction(engine) as db:
         catalog = await catalog_store.read_catalog(db, with_retired=True)
         begun_at = await store.find_place(db, WALK)
-    run = _Run(engine, ledger, clock, catalog, time.monotonic() + time_left_seconds / 2)
+    run = _Run(engine, ledger, clock, catalog, policy, time.monotonic() + time_left_seconds / 2)
     place, finished = await _walk(run, begun_at)
     await _look_again(run)
     opened, resolved = await _write(run, dry_run=dry_run)
     async with transaction(engine) as db:
         if not dry_run:
             await store.save_place(db, WALK, "" if finished else place)
-        shown = await store.list_open(db, without={rules.ORPHANS}, limit=FINDINGS_SHOWN)
-        standing = await store.count_open(db, without={rules.ORPHANS})
+        shown = await store.list_open(db, checks=TOLD, limit=FINDINGS_SHOWN)
+        standing = await store.count_open(db, checks=TOLD)
     audited = Audited(
         tenants=len(run.seen),
         opened=opened,

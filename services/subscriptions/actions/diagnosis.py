@@ -90,7 +90,7 @@ async def diagnose_tenant(
     differences = [
         *_between(books, compared, snapshots or {}, commands),
         *_strangers(books, lost, snapshots or {}, commands),
-        *_found(rules.judge(books, catalog, now, view), books, snapshots or {}, commands),
+        *_found(rules.judge(books, catalog, now, view, policy.ladder), books, snapshots or {}, commands),
         *_tasks(books, commands),
     ]
     return Diagnosis(
@@ -242,7 +242,11 @@ def _found(
                     if _role(books.row, subscription_id) == "orphan" and subscription_id not in snapshots:
                         mend = commands.cancel_orphan(subscription_id)
                         yield Difference("orphan", NOBODY, subscription_id, mend)
-            case "orphan_pending_sub":
+            case "missed_escalation":
+                yield Difference(
+                    each.check_type, f"{observed['planId']} since {observed['pastDueSince']}", NOBODY
+                )
+            case "orphan_pending_sub" | "stuck_checkout":
                 pending = snapshots.get(observed["razorpaySubscriptionId"])
                 if pending is None or pending.paid_count == 0:
                     yield Difference(

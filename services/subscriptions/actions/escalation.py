@@ -14,6 +14,7 @@ from services.subscriptions.rules.alerts import Over, over_limits
 from services.subscriptions.rules.fence import KnownSubscription
 from services.subscriptions.rules.ladder import DOWNGRADE, DueStep, cycle_ref, due_steps
 from services.subscriptions.rules.lifecycle import Subscription
+from services.subscriptions.rules.notices import Notice
 from services.subscriptions.rules.policy import Policy
 from services.subscriptions.store import catalog as catalog_store
 from services.subscriptions.store import notices as store
@@ -27,6 +28,9 @@ from shared.errors import BillingError
 BATCH = 500
 # Less than half the job's deadline: paying what a downgrade owes, and notices, come after it.
 RUN_SECONDS = 240.0
+# A downgrade is told by every run of a day: the scheduler may die before it has noted the first one's answer.
+TOLD_FOR = timedelta(days=1)
+TOLD_MAX = 500
 
 _log = logs.get_logger()
 
@@ -60,6 +64,14 @@ class Escalated:
         return [step for step in self.steps if step.kind == DOWNGRADE]
 
 
+@dataclass(frozen=True)
+class Downgrades:
+    """Notices of tenants who were put on free, and how many more there are."""
+
+    shown: Sequence[Notice]
+    more: int
+
+
 async def escalate_past_due(
     engine: AsyncEngine, ledger: Ledger, policy: Policy, *, now: datetime, dry_run: bool
 ) -> Escalated:
@@ -82,6 +94,16 @@ async def escalate_past_due(
                 await _escalate(engine, usage, policy, run, tenant.tenant_id, steps, now)
     run.trials_ending = await _announce_trials(engine, now, dry_run=dry_run)
     return run
+
+
+async def list_downgrades(engine: AsyncEngine, *, now: datetime) -> Downgrades:
+    """Whoever was put on free lately, by this run or one whose answer was lost."""
+    async with transaction(engine) as db:
+        found = await store.list_downgrades(db, now - TOLD_FOR, limit=TOLD_MAX)
+        count = len(found)
+        if count == TOLD_MAX:
+            count = await store.count_downgrades(db, now - TOLD_FOR)
+    return Downgrades(found, count - len(found))
 
 
 async def _past_due(engine: AsyncEngine, since_before: datetime, after: str) -> list[PastDue]:

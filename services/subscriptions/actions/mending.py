@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -88,20 +89,38 @@ async def cancel_orphan(
         answer = await keys.find_answer(db, **key, request=request)
         if answer is not None:
             return answer["task_id"], True
-        # An earlier cancellation may be given up, or done in vain: this one is another.
-        again = hashlib.sha256(word.idempotency_key.encode()).hexdigest()[:16]
-        task_id = None
-        for suffix in ("", f":{again}"):
-            task = cancel_task(tenant_id, subscription_id, f"an orphan, says {word.actor}", suffix=suffix)
-            task_id = task_id or await store.insert_task(db, task, clock())
-        if task_id is None:
-            raise LookupError("a key of this call's own is taken, and its answer is not there")
+        task_id, before = await _owe_cancellation(db, word, tenant_id, subscription_id, clock())
         after = {"task_id": task_id}
         await _record(
-            db, word, "orphan.cancelled", tenant_id, "provider_subscription", subscription_id, None, after
+            db, word, "orphan.cancelled", tenant_id, "provider_subscription", subscription_id, before, after
         )
         await keys.insert_answer(db, **key, request=request, answer=after)
     return task_id, False
+
+
+async def _owe_cancellation(
+    db: AsyncConnection, word: Word, tenant_id: str, subscription_id: str, now: datetime
+) -> tuple[str, Mapping[str, Any] | None]:
+    """(the task that ends it, how it stood before): one that is owed already, given up or not, gets new attempts."""
+    task = cancel_task(tenant_id, subscription_id, f"an orphan, says {word.actor}")
+    task_id = await store.insert_task(db, task, now)
+    if task_id is not None:
+        return task_id, None
+    for owed in await store.list_cancellations(db, tenant_id, subscription_id, lock=True):
+        await store.reset_task(db, owed.id, now)
+        return owed.id, {
+            "task_id": owed.id,
+            "attempts": owed.attempts,
+            "abandoned": owed.abandoned_at is not None,
+            "last_error": owed.last_error,
+        }
+    # The earlier one is done, and was done in vain: this one is another.
+    again = hashlib.sha256(word.idempotency_key.encode()).hexdigest()[:16]
+    task = cancel_task(tenant_id, subscription_id, f"an orphan, says {word.actor}", suffix=f":{again}")
+    task_id = await store.insert_task(db, task, now)
+    if task_id is None:
+        raise LookupError("a key of this call's own is taken, and its answer is not there")
+    return task_id, None
 
 
 async def _assert_orphan(db: AsyncConnection, tenant_id: str, subscription_id: str) -> bool:

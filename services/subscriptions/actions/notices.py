@@ -7,6 +7,7 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from services.subscriptions import metrics
 from services.subscriptions.clients.notices import NoticeSink
 from services.subscriptions.rules.notices import Notice, wait_after
 from services.subscriptions.store import notices as store
@@ -36,12 +37,6 @@ async def deliver_notices(engine: AsyncEngine, sink: NoticeSink | None, *, now: 
     return sent
 
 
-async def count_stuck(engine: AsyncEngine) -> int:
-    """Notices that a person should know of: they did not arrive in ten attempts."""
-    async with transaction(engine) as db:
-        return await store.count_stuck(db)
-
-
 async def list_notices(
     engine: AsyncEngine,
     *,
@@ -62,6 +57,7 @@ async def _send(engine: AsyncEngine, sink: NoticeSink, notice: Notice, now: date
             await store.set_sent(db, notice, now)
         else:
             await store.postpone(db, notice, now + wait_after(notice.attempts))
+    metrics.notice_attempted(arrived=failure is None)
     if failure is not None:
         _log.warning(
             "notice_not_delivered",

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Literal
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from services.subscriptions import metrics
 from services.subscriptions.actions import claims, standing
 from services.subscriptions.actions.due_credits import grant_months
 from services.subscriptions.actions.invoices import issue_tax_invoice
@@ -41,6 +43,8 @@ class Applied:
     tenant_id: str | None
     # Something may have been written that is owed elsewhere.
     owes: bool = False
+    # What was told, for the first time, of money that was asked for.
+    charge: Literal["succeeded", "failed"] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,21 @@ async def apply_payment_event(
             )
 
     try:
-        return await attempt()
+        applied = await attempt()
     except Conflict:
-        pass  # now it is known whose it is
+        applied = await attempt()  # now it is known whose it is
     except IntegrityError as error:
         if not any(lost_race(error, constraint) for constraint in store.DECIDED_ONCE):
             raise
-    return await attempt()
+        applied = await attempt()
+    count_charge(applied)
+    return applied
+
+
+def count_charge(applied: Applied) -> None:
+    """Once it is committed: what was rolled back did not happen."""
+    if applied.charge is not None:
+        metrics.payment_told(applied.charge)
 
 
 async def apply_event(
@@ -141,7 +153,18 @@ async def apply_event(
             processed_at=now,
         )
     owes = decision.outcome == "applied" or decision.fetch
-    return Applied(decision.outcome, decision.reason, subject.tenant_id, owes)
+    return Applied(
+        decision.outcome, decision.reason, subject.tenant_id, owes, _charge(event, decision, again=decided)
+    )
+
+
+def _charge(
+    event: PaymentEvent, decision: Decision, again: store.Decided | None
+) -> Literal["succeeded", "failed"] | None:
+    if decision.payment is not None:
+        return "succeeded"
+    failed = event.event_type == funding.PAYMENT_FAILED and decision.reason == "not_a_funding_fact"
+    return "failed" if failed and again is None else None
 
 
 def _stands(decided: store.Decided, decision: Decision, subject: _Subject) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.subscriptions.actions import claims
-from services.subscriptions.actions.payment_events import apply_event
+from services.subscriptions.actions.payment_events import apply_event, count_charge
 from services.subscriptions.clients.ledger import Ledger
 from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.errors import ProviderRefused
@@ -207,7 +207,10 @@ class Performer:
         now = self._clock()
         seen = look(event_type, self._mode, now, **entities)
         async with transaction(self._engine) as db:
-            await apply_event(db, seen, idempotency_key="", mode=self._mode, now=now, policy=self._policy)
+            applied = await apply_event(
+                db, seen, idempotency_key="", mode=self._mode, now=now, policy=self._policy
+            )
+        count_charge(applied)
 
 
 async def _once(asked: Awaitable[Any], before: str) -> Note:

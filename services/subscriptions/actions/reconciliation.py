@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from services.subscriptions import metrics
 from services.subscriptions.actions.overrides import lapse_overrides
 from services.subscriptions.actions.performing import Performer
 from services.subscriptions.actions.scheduled import follow_catalog, settle_due
@@ -170,6 +171,7 @@ class Reconciler:
         async with transaction(self._engine) as db:
             await store.complete_task(db, task, self._clock(), note)
             due = await store.find_due_sides(db, task.tenant_id, self._clock())
+        metrics.task_attempted(task.task_type, "completed")
         _log.info("task_completed", task_id=task.id, task_type=task.task_type, tenant_id=task.tenant_id)
         return "completed", due
 
@@ -189,6 +191,7 @@ class Reconciler:
                 abandoned_at=now if given_up else None,
             )
             due = await store.find_due_sides(db, task.tenant_id, now)
+        metrics.task_attempted(task.task_type, "abandoned" if given_up else "failed")
         _log.warning(
             "task_abandoned" if given_up else "task_failed",
             task_id=task.id,

@@ -1,4 +1,4 @@
-"""ListAuditLog: who changed what and why."""
+"""ListAuditLog: who changed what and why, in all rooms."""
 
 from datetime import datetime
 
@@ -14,9 +14,12 @@ async def list_records(
     *,
     tenant_id: str | None,
     action: str | None,
+    room: str | None,
     before: tuple[datetime, str] | None,
     limit: int,
 ) -> list[Record]:
     """A page of changes, newest first; what is recorded meanwhile moves no later page."""
     async with transaction(engine) as db:
-        return await store.list_records(db, tenant_id=tenant_id, action=action, before=before, limit=limit)
+        return await store.list_records(
+            db, tenant_id=tenant_id, action=action, room=room, before=before, limit=limit
+        )

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from services.subscriptions.actions.payment_events import Applied, apply_event
+from services.subscriptions.actions.payment_events import Applied, apply_event, count_charge
 from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.errors import PaymentMismatch, SignatureMismatch, UnknownCheckout
 from services.subscriptions.rules import signatures
@@ -108,7 +108,9 @@ async def verify_payment(
         event = await _look_at_subscription(razorpay, subscription_id, payment, mode, clock)
     async with transaction(engine) as db:
         applied = await apply_event(db, event, idempotency_key="", mode=mode, now=clock(), policy=policy)
-        return await _remember(db, claim, request, idempotency_key, applied)
+        verified = await _remember(db, claim, request, idempotency_key, applied)
+    count_charge(applied)
+    return verified
 
 
 async def _look_at_subscription(

@@ -12,6 +12,7 @@ from typing import Any
 import certifi
 import razorpay
 
+from services.subscriptions import metrics
 from services.subscriptions.clients import entities
 from services.subscriptions.clients.session import ApiError, NoAnswer, NotSent, Session
 from services.subscriptions.errors import (
@@ -30,6 +31,7 @@ from services.subscriptions.rules.events import (
     ProviderSubscription,
 )
 from shared.database import assert_no_transaction
+from shared.errors import BillingError
 
 THREADS = 8
 PAGE = 100
@@ -37,6 +39,12 @@ PAGE = 100
 PAGES_MAX = 20
 # Lists filter by creation time, in seconds and by another clock than ours.
 CLOCK_SKEW = timedelta(seconds=60)
+_OUTCOMES: Mapping[type[BillingError], metrics.CallOutcome] = {
+    ProviderRefused: "refused",
+    ProviderNotConfigured: "refused",
+    ProviderBusy: "unavailable",
+    ProviderUnavailable: "unknown",
+}
 _ID = re.compile(r"[a-z]+_[A-Za-z0-9]{14,40}")
 _PERIOD = {"monthly": "monthly", "yearly": "yearly"}
 
@@ -263,29 +271,43 @@ class Razorpay:
         if not self.configured:
             raise ProviderNotConfigured("RAZORPAY_KEY_ID and RAZORPAY_KEY_SECRET are not set")
         loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._pool, partial(method, *args))
-        except ApiError as error:
-            if (
-                error.locked_out
-            ):  # about us and not about what we ask for, which may be right once the keys are
-                raise ProviderNotConfigured(
-                    f"the provider does not let these keys in ({error.status}): set RAZORPAY_KEY_ID and "
-                    "RAZORPAY_KEY_SECRET to a pair that is valid"
-                ) from error
-            if error.definite:
-                raise ProviderRefused(
-                    f"the provider refused: {error.description or error.status}",
-                    provider_code=error.code,
-                    provider_field=error.field,
-                    provider_reason=error.reason,
-                ) from error
-            told = f"the provider answered {error.status}"
-            raise (ProviderBusy(told) if error.busy else ProviderUnavailable(told)) from error
-        except NotSent as error:
-            raise ProviderBusy(f"the provider was not reached: {error}") from error
-        except NoAnswer as error:
-            raise ProviderUnavailable(f"the provider did not answer: {error}") from error
+        with metrics.provider_call(_operation(method)) as call:
+            try:
+                answer = await loop.run_in_executor(self._pool, partial(method, *args))
+            except (ApiError, NoAnswer) as error:
+                refusal = _refusal(error)
+                call.outcome = _OUTCOMES[type(refusal)]
+                raise refusal from error
+            call.outcome = "ok"
+            return answer
+
+
+def _refusal(error: ApiError | NoAnswer) -> BillingError:
+    """What the provider said, or did not say, in our words."""
+    if isinstance(error, NotSent):
+        return ProviderBusy(f"the provider was not reached: {error}")
+    if isinstance(error, NoAnswer):
+        return ProviderUnavailable(f"the provider did not answer: {error}")
+    if error.locked_out:  # about us and not about what we ask for, which may be right once the keys are
+        return ProviderNotConfigured(
+            f"the provider does not let these keys in ({error.status}): set RAZORPAY_KEY_ID and "
+            "RAZORPAY_KEY_SECRET to a pair that is valid"
+        )
+    if error.definite:
+        return ProviderRefused(
+            f"the provider refused: {error.description or error.status}",
+            provider_code=error.code,
+            provider_field=error.field,
+            provider_reason=error.reason,
+        )
+    told = f"the provider answered {error.status}"
+    return ProviderBusy(told) if error.busy else ProviderUnavailable(told)
+
+
+def _operation(method: Callable[..., Any]) -> str:
+    """`subscription.cancel`: how the SDK, and hence a dashboard, calls what is asked."""
+    bound: Any = method.func if isinstance(method, partial) else method
+    return f"{type(bound.__self__).__name__.lower()}.{bound.__name__}"
 
 
 def _created(since: datetime, until: datetime) -> dict[str, Any]:

@@ -17,14 +17,25 @@ SEVERITIES = {
 }
 _TITLES = {
     "orphan_pending_sub": "An upgrade waits for its payment for more than three days",
-    "orphan_provider_sub": "The provider has a subscription that names a tenant of ours and that we did not begin",
     "paid_without_grant": "Money was captured and its credits are missing",
     "granted_without_payment": "Credits were created without the money that they name",
     "entitlements_differ": "Limits are not those of the plan",
     "active_without_entitlements": "A tenant has a plan and no limits at all",
-    "stuck_task": "Tasks were given up after ten attempts",
     "two_live_subscriptions": "Two subscriptions of one tenant may both charge",
     "charged_after_end": "Money was taken for a time after the subscription had ended",
+    "missed_escalation": "A tenant who never paid should be on free by now",
+    "stuck_checkout": "An upgrade was authorised more than three days ago and is not in force",
+    "over_limit": "A tenant uses more than its plan allows",
+    "charge_without_subscription": "Money was taken for a subscription that we did not begin",
+    "purchase_paid_twice": "A credit pack was paid twice",
+    "purchase_amount_mismatch": "A credit pack was paid with another amount than was asked for",
+    "charge_amount_mismatch": "A subscription was charged nothing, or in another currency",
+    "charged_after_scheduled_end": "The provider charged after the end that a customer had scheduled",
+    "refund_failed": "A refund failed: the money has to go back by another way",
+    "dispute_lost": "A dispute was lost",
+    "late_charge": "A charge was heard of after its period",
+    "unused_not_refundable": "An unused part of a payment is too old to be refunded",
+    "unused_was_spent": "Credits of an unused period were spent before its money went back",
 }
 
 
@@ -37,6 +48,7 @@ class Audits(Desk):
         audited = await audit.audit_subscriptions(
             self._room.engine,
             self._room.ledger,
+            self._room.policy,
             clock=self._room.clock,
             dry_run=request.dry_run,
             time_left_seconds=remaining_seconds() or DEFAULT_TIMEOUT_SECONDS,
@@ -50,14 +62,14 @@ class Audits(Desk):
 
 
 def finding_alert(finding: OpenFinding) -> alert_pb2.Alert:
-    """An open finding, under a key that stays the same until it is resolved."""
+    """An open finding, under a key of its own: one that comes back after a person closed it is told anew."""
     observed = {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in finding.observed.items()
         if value not in (None, "", [])
     }
     return alert_pb2.Alert(
-        key=f"subscriptions.{finding.check_type}:{finding.tenant_id or ''}",
+        key=f"subscriptions.{finding.check_type}:{finding.id}",
         severity=SEVERITIES[finding.severity],
         title=_TITLES.get(finding.check_type, f"An open finding: {finding.check_type}"),
         tenant_id=finding.tenant_id or "",

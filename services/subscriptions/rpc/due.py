@@ -9,12 +9,12 @@ from billing.subscriptions.v1 import subscriptions_maintenance_pb2 as pb
 
 from services.subscriptions.actions import due_credits, escalation
 from services.subscriptions.actions.escalation import Taken
-from services.subscriptions.actions.notices import count_stuck, deliver_notices
+from services.subscriptions.actions.notices import deliver_notices
 from services.subscriptions.rpc import messages
 from services.subscriptions.rpc.messages import Context
 from services.subscriptions.rpc.room import Desk
 from services.subscriptions.rules.ladder import DOWNGRADE
-from services.subscriptions.rules.notices import ATTEMPTS_EAGER
+from services.subscriptions.rules.notices import Notice
 
 # Each asks the ledger and the provider at once, and the others who call the room need connections too.
 AT_ONCE = 3
@@ -60,10 +60,10 @@ class DueDates(Desk):
             return answer
         await self._pay(step.tenant_id for step in run.downgraded)
         answer.notices_sent = await deliver_notices(room.engine, room.notices, now=room.clock())
-        stuck = await count_stuck(room.engine) if room.notices is not None else 0
-        answer.alerts.extend([_downgraded(step) for step in run.downgraded])
+        downgrades = await escalation.list_downgrades(room.engine, now=room.clock())
+        answer.alerts.extend([_downgraded(each) for each in downgrades.shown])
+        answer.alerts.extend(_more(downgrades.more))
         answer.alerts.extend(_failures("escalation_failed", "Past-due steps were not taken", run.failed))
-        answer.alerts.extend(_stuck(stuck))
         return answer
 
     async def _pay(self, tenants: Iterable[str]) -> None:
@@ -89,30 +89,38 @@ def _step(step: Taken) -> pb.EscalationStep:
     )
 
 
-def _downgraded(step: Taken) -> alert_pb2.Alert:
-    evidence = {"past_due_since": step.past_due_since.isoformat(), "cycle_ref": step.cycle_ref}
-    for over in step.over_limit or ():
-        evidence[f"over_limit.{over.path}"] = f"{over.used} of {over.allowed}"
-    if step.over_limit is None:
+def _downgraded(notice: Notice) -> alert_pb2.Alert:
+    """It happened, and is told until a day later: whoever deduplicates knows it by tenant and cycle."""
+    told = notice.payload
+    evidence = {
+        "past_due_since": str(told.get("pastDueSince") or ""),
+        "cycle_ref": notice.cycle_ref,
+        "plan": str(told.get("planCode") or ""),
+    }
+    over_limit = told.get("overLimit")
+    for over in over_limit or ():
+        evidence[f"over_limit.{over['limit']}"] = f"{over['used']} of {over['allowed']}"
+    if over_limit is None:
         evidence["over_limit"] = "unknown: the ledger did not answer"
     return alert_pb2.Alert(
-        key=f"subscriptions.auto_downgraded:{step.tenant_id}",
+        key=f"subscriptions.auto_downgraded:{notice.tenant_id}:{notice.cycle_ref}",
         severity=alert_pb2.ALERT_SEVERITY_CRITICAL,
         title="A tenant who did not pay was put on free"
-        + (" and uses more than it allows" if step.over_limit else ""),
-        tenant_id=step.tenant_id,
+        + (" and uses more than it allows" if over_limit else ""),
+        tenant_id=notice.tenant_id,
         evidence=evidence,
+        is_event=True,
     )
 
 
-def _stuck(count: int) -> list[alert_pb2.Alert]:
+def _more(count: int) -> list[alert_pb2.Alert]:
     if not count:
         return []
     return [
         alert_pb2.Alert(
-            key="subscriptions.notices_undelivered",
-            severity=alert_pb2.ALERT_SEVERITY_WARNING,
-            title=f"{count} notices to tenants did not arrive in {ATTEMPTS_EAGER} attempts",
+            key="subscriptions.more_auto_downgraded",
+            severity=alert_pb2.ALERT_SEVERITY_CRITICAL,
+            title=f"and {count} more tenants who did not pay were put on free within a day",
             evidence={"count": str(count)},
         )
     ]

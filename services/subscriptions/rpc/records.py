@@ -23,6 +23,7 @@ class Records(Desk):
             self._room.engine,
             tenant_id=request.tenant_id or None,
             action=request.action or None,
+            room=request.room or None,
             before=messages.place(request.page_token),
             limit=size + 1,
         )
@@ -48,6 +49,8 @@ def _entry(of: Record) -> pb.AuditEntry:
         after_json=_json(of.after),
         reason=of.reason,
         created_at=messages.timestamp(of.created_at),
+        room=of.room,
+        request_id=of.request_id or "",
     )
 
 

@@ -28,7 +28,9 @@ class Upkeep(Desk):
         )
 
     async def Cleanup(self, request: pb.CleanupRequest, context: Context) -> pb.CleanupResponse:
-        cleaned = await cleanup(self._room.engine, now=self._room.clock(), dry_run=request.dry_run)
+        cleaned = await cleanup(
+            self._room.engine, self._room.policy.retention, now=self._room.clock(), dry_run=request.dry_run
+        )
         return pb.CleanupResponse(
             deleted=cleaned.rows,
             signature_failures_deleted=cleaned.signature_failures,

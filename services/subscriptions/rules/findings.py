@@ -11,7 +11,9 @@ from services.subscriptions.rules.catalog import Catalog
 from services.subscriptions.rules.entitlements import ActiveAddon, Override, ServiceEntitlement
 from services.subscriptions.rules.fence import KnownSubscription
 from services.subscriptions.rules.funding import PROVIDER
+from services.subscriptions.rules.ladder import downgrade_at
 from services.subscriptions.rules.lifecycle import Subscription
+from services.subscriptions.rules.policy import LADDER, Step
 from services.subscriptions.rules.tasks import Task
 
 # Checks of our own tables, and those that cannot be judged while the ledger is silent.
@@ -22,11 +24,16 @@ OURS = frozenset(
         "stuck_task",
         "two_live_subscriptions",
         "charged_after_end",
+        "overdue_task",
+        "missed_escalation",
+        "stuck_checkout",
     }
 )
 WITH_LEDGER = frozenset(
     {"paid_without_grant", "granted_without_payment", "entitlements_differ", "over_limit"}
 )
+# Reconcile reports each task that was given up, CheckHealth those that nobody attempts.
+TOLD_ELSEWHERE = frozenset({"stuck_task", "overdue_task"})
 # Opened and resolved by SyncWithProvider.
 ORPHANS = "orphan_provider_sub"
 
@@ -36,6 +43,9 @@ IN_FLIGHT = timedelta(minutes=1)
 # What time makes due, the end of an override or a month's credits, is done by jobs; only one that stayed away for a
 # day is worth a person's time.
 DUE_WITHIN = timedelta(hours=26)
+# Tasks are attempted every minute, and the ladder climbs every hour.
+TASK_OVERDUE = timedelta(hours=1)
+STEP_OVERDUE = timedelta(hours=3)
 # The provider ends with the cycle what it was told to end; its word of it may be late.
 END_GRACE = timedelta(days=2)
 # A charge begins its period at the moment of the charge, the end is told in whole seconds.
@@ -147,12 +157,20 @@ class OpenFinding:
     created_at: datetime
 
 
-def judge(books: Books, catalog: Catalog, now: datetime, ledger: LedgerView | None = None) -> list[Found]:
+def judge(
+    books: Books,
+    catalog: Catalog,
+    now: datetime,
+    ledger: LedgerView | None = None,
+    ladder: Sequence[Step] = LADDER,
+) -> list[Found]:
     """All that is wrong, at most one of each check; what only the ledger knows is judged with its view."""
     found = [
-        *_orphan_pending(books, now),
+        *_pending(books, now),
+        *_missed_escalation(books, now, ladder),
         *_entitlements(books, catalog, now, ledger.held if ledger else None),
         *_stuck(books),
+        *_overdue(books, now),
         *_two_live(books, now),
         *_charged_after_end(books),
         *_paid_without_grant(books, catalog, now, ledger.lots if ledger else None),
@@ -165,24 +183,42 @@ def judge(books: Books, catalog: Catalog, now: datetime, ledger: LedgerView | No
     return list(first.values())
 
 
-def _orphan_pending(books: Books, now: datetime) -> Iterator[Found]:
-    """An upgrade that was begun and that nobody has authorised for three days."""
+def _pending(books: Books, now: datetime) -> Iterator[Found]:
+    """An upgrade that was begun days ago: nobody authorised it, or somebody did and it is still not in force."""
     row = books.row
     if row.pending_kind != "upgrade" or row.pending_razorpay_subscription_id is None:
         return
-    if row.pending_since is None or now - row.pending_since <= PENDING_MAX:
+    if (
+        row.pending_since is None
+        or now - max(row.pending_since, row.pending_effective_at or row.pending_since) <= PENDING_MAX
+    ):
         return
     known = next((k for k in books.known if k.id == row.pending_razorpay_subscription_id), None)
-    if known is not None and (known.authorised or known.paid_count > 0):
-        return
+    used = known is not None and (known.authorised or known.paid_count > 0)
     yield _found(
         books,
-        "orphan_pending_sub",
-        "warning",
+        "stuck_checkout" if used else "orphan_pending_sub",
+        "critical" if known is not None and known.paid_count > 0 else "warning",
         razorpaySubscriptionId=row.pending_razorpay_subscription_id,
         planId=row.pending_plan_id,
         pendingSince=row.pending_since.isoformat(),
+        **({"status": known.status} if known is not None and used else {}),
     )
+
+
+def _missed_escalation(books: Books, now: datetime, ladder: Sequence[Step]) -> Iterator[Found]:
+    """A tenant who should be on free by now."""
+    row = books.row
+    due = downgrade_at(ladder, row.past_due_since) if row.past_due_since else None
+    if row.status == "past_due" and row.past_due_since and due is not None and now - due > STEP_OVERDUE:
+        yield _found(
+            books,
+            "missed_escalation",
+            "warning",
+            planId=row.plan_id,
+            pastDueSince=row.past_due_since.isoformat(),
+            downgradeDueAt=due.isoformat(),
+        )
 
 
 def _entitlements(books: Books, catalog: Catalog, now: datetime, held: Held | None) -> Iterator[Found]:
@@ -250,6 +286,24 @@ def _stuck(books: Books) -> Iterator[Found]:
             taskIds=[task.id for task in stuck][:NAMED_MAX],
             taskTypes=sorted({task.task_type for task in stuck}),
             lastError=stuck[0].last_error or "",
+        )
+
+
+def _overdue(books: Books, now: datetime) -> Iterator[Found]:
+    """Tasks that are due for long, were not given up, and wait for none before them: nobody attempts them."""
+    first: dict[str, Task] = {}
+    for task in books.tasks:
+        if task.completed_at is None and task.abandoned_at is None:
+            first.setdefault(task.counterpart, task)
+    late = [task for task in first.values() if now - task.next_attempt_at > TASK_OVERDUE]
+    if late:
+        yield _found(
+            books,
+            "overdue_task",
+            "warning",
+            taskIds=[task.id for task in late],
+            taskTypes=sorted({task.task_type for task in late}),
+            dueSince=min(task.next_attempt_at for task in late).isoformat(),
         )
 
 

@@ -21,9 +21,10 @@ Outcome = Literal["applied", "superseded", "ignored"]
 PROVIDER = "razorpay"
 
 EARLIER_MAX = 50
+PAYMENT_FAILED = "payment.failed"
 _ONE_TIME = frozenset({"payment.captured", "order.paid"})
 _NEVER_FUNDING = frozenset(
-    {"payment.authorized", "payment.failed", "payment.pending", "invoice.paid", "invoice.partially_paid"}
+    {"payment.authorized", PAYMENT_FAILED, "payment.pending", "invoice.paid", "invoice.partially_paid"}
 )
 _RECORDED_ONLY = ("settlement.", "payment.downtime.", "token.", "invoice.")
 

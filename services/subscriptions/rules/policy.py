@@ -33,6 +33,15 @@ LADDER = (
 
 
 @dataclass(frozen=True)
+class Retention:
+    """How long what is done with is kept."""
+
+    completed_tasks: timedelta = timedelta(days=90)
+    idempotency_keys: timedelta = timedelta(days=90)
+    signature_failures: timedelta = timedelta(days=90)
+
+
+@dataclass(frozen=True)
 class Policy:
     """The defaults are those that the contract describes."""
 
@@ -50,3 +59,7 @@ class Policy:
     verify_failures: int = 5
     ladder: tuple[Step, ...] = LADDER
     supplier: Supplier = field(default_factory=Supplier)
+    # Failed charges of an hour wake somebody when they are more than this share, and at least so many.
+    failures_alert_pct: int = 10
+    failures_alert_min: int = 5
+    retention: Retention = field(default_factory=Retention)

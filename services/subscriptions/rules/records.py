@@ -1,5 +1,6 @@
-"""The audit log, line by line."""
+"""What was recorded: the audit log line by line, and findings as people see them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,3 +21,19 @@ class Record:
     after: Any
     reason: str
     created_at: datetime
+    room: str
+    request_id: str | None
+
+
+@dataclass(frozen=True)
+class FindingRow:
+    """A finding as it stands; without `resolved_at` it is open."""
+
+    id: str
+    tenant_id: str | None
+    check_type: str
+    severity: str
+    observed: Mapping[str, Any]
+    created_at: datetime
+    resolved_at: datetime | None
+    resolved_by: str | None

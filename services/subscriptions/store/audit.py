@@ -204,10 +204,14 @@ async def list_open(
     return [OpenFinding(**row._mapping) for row in rows]
 
 
-async def count_open(db: AsyncConnection, *, without: Iterable[str] = ()) -> int:
+async def count_open(
+    db: AsyncConnection, *, checks: Iterable[str] | None = None, without: Iterable[str] = ()
+) -> int:
     """How many findings of this room are open."""
     table = billing_integrity_reports
     query = select(func.count()).where(*_open(), table.c.check_type.not_in(sorted(without)))
+    if checks is not None:
+        query = query.where(table.c.check_type.in_(sorted(checks)))
     return await db.scalar(query) or 0
 
 

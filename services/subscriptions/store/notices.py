@@ -5,19 +5,22 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Text, cast, exists, func, select, tuple_, update
+from sqlalchemy import Text, cast, exists, func, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.subscriptions import tables
 from services.subscriptions.rules.alerts import TRIAL_ENDING
+from services.subscriptions.rules.ladder import DOWNGRADE
 from services.subscriptions.rules.lifecycle import Subscription
-from services.subscriptions.rules.notices import ATTEMPTS_EAGER, LEASE, TRIAL_ENDING_KIND, Notice
+from services.subscriptions.rules.notices import LEASE, TRIAL_ENDING_KIND, Notice
 from shared.ids import new_id
 
 notices = tables.billing_notifications
 _NOTICE = [notices.c[field.name] for field in fields(Notice)]
 _OWED = (notices.c.sent_at.is_(None), notices.c.skipped_at.is_(None))
+# As the partial index says it: a parameter would not match it.
+_DOWNGRADES = text(f"kind = '{DOWNGRADE}'")
 _rows = tables.subscriptions
 _known = tables.provider_subscriptions
 
@@ -157,9 +160,21 @@ async def postpone(db: AsyncConnection, notice: Notice, next_attempt_at: datetim
     )
 
 
-async def count_stuck(db: AsyncConnection) -> int:
-    """Notices that did not arrive in all their first attempts."""
-    return await db.scalar(select(func.count()).where(*_OWED, notices.c.attempts >= ATTEMPTS_EAGER)) or 0
+async def list_downgrades(db: AsyncConnection, since: datetime, *, limit: int) -> Sequence[Notice]:
+    """Tenants who were put on free since a moment, the newest first."""
+    rows = await db.execute(
+        select(*_NOTICE)
+        .where(_DOWNGRADES, notices.c.created_at > since)
+        .order_by(notices.c.created_at.desc(), notices.c.id.desc())
+        .limit(limit)
+    )
+    return [Notice(**row._mapping) for row in rows]
+
+
+async def count_downgrades(db: AsyncConnection, since: datetime) -> int:
+    """How many tenants were put on free since a moment."""
+    query = select(func.count()).select_from(notices).where(_DOWNGRADES, notices.c.created_at > since)
+    return await db.scalar(query) or 0
 
 
 async def list_notices(

@@ -1,4 +1,4 @@
-"""Who changed what and why, as this room recorded it."""
+"""Who changed what and why, as all rooms recorded it."""
 
 from datetime import datetime
 
@@ -8,20 +8,21 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.subscriptions.rules.records import Record
 from shared.ops.tables import billing_audit_log
 
-ROOM = "subscriptions"
-
 
 async def list_records(
     db: AsyncConnection,
     *,
     tenant_id: str | None,
     action: str | None,
+    room: str | None,
     before: tuple[datetime, str] | None,
     limit: int,
 ) -> list[Record]:
     """A page of changes, newest first, older than the place where the page before ended."""
     table = billing_audit_log
-    query = select(table).where(table.c.room == ROOM)
+    query = select(table)
+    if room is not None:
+        query = query.where(table.c.room == room)
     if tenant_id is not None:
         query = query.where(table.c.tenant_id == tenant_id)
     if action is not None:
@@ -42,6 +43,8 @@ async def list_records(
             after=row.metadata.get("after"),
             reason=row.metadata.get("reason") or "",
             created_at=row.created_at,
+            room=row.room,
+            request_id=row.request_id,
         )
         for row in rows
     ]

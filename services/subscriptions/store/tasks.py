@@ -178,6 +178,25 @@ async def find_task(db: AsyncConnection, task_id: str, *, lock: bool = False) ->
     return Task(**row._mapping) if row else None
 
 
+async def list_cancellations(
+    db: AsyncConnection, tenant_id: str, subscription_id: str, *, lock: bool = False
+) -> list[Task]:
+    """What is still owed of ending a subscription at once, given up or not, oldest first."""
+    key = f"cancel:{subscription_id}"
+    query = (
+        select(*_TASK)
+        .where(
+            queue.c.tenant_id == tenant_id,
+            queue.c.completed_at.is_(None),
+            or_(
+                queue.c.idempotency_key == key, queue.c.idempotency_key.startswith(f"{key}:", autoescape=True)
+            ),
+        )
+        .order_by(queue.c.position)
+    )
+    return [Task(**row._mapping) for row in await db.execute(query.with_for_update() if lock else query)]
+
+
 async def reset_task(db: AsyncConnection, task_id: str, now: datetime) -> None:
     """Give a task ten new attempts, the first at once."""
     await db.execute(

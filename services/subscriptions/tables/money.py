@@ -64,6 +64,7 @@ payments = Table(
     PrimaryKeyConstraint("id", name="payments_pk"),
 )
 Index("payments_tenant", payments.c.tenant_id, payments.c.created_at)
+Index("payments_received", payments.c.received_at)
 Index("payments_dripping", payments.c.period_end, postgresql_where=text("drip_credits IS NOT NULL"))
 Index(
     "payments_subscription",
@@ -207,3 +208,9 @@ billing_disputes = Table(
     PrimaryKeyConstraint("id", name="billing_disputes_pk"),
 )
 Index("billing_disputes_payment", billing_disputes.c.payment_id)
+Index(
+    "billing_disputes_open",
+    billing_disputes.c.created_at,
+    billing_disputes.c.id,
+    postgresql_where=text("status IN ('open', 'under_review')"),
+)

@@ -45,6 +45,11 @@ processed_payment_events = Table(
 Index("processed_payment_events_event", processed_payment_events.c.event_id)
 Index("processed_payment_events_recent", processed_payment_events.c.processed_at)
 Index(
+    "processed_payment_events_failed",
+    processed_payment_events.c.received_at,
+    postgresql_where=text("event_type = 'payment.failed'"),
+)
+Index(
     "processed_payment_events_tenant",
     processed_payment_events.c.tenant_id,
     processed_payment_events.c.processed_at,
@@ -112,6 +117,12 @@ Index(
     postgresql_where=text("(sent_at IS NULL) AND (skipped_at IS NULL)"),
 )
 Index("billing_notifications_recent", billing_notifications.c.created_at, billing_notifications.c.id)
+Index(
+    "billing_notifications_downgrades",
+    billing_notifications.c.created_at,
+    billing_notifications.c.id,
+    postgresql_where=text("kind = 'auto_downgraded'"),
+)
 
 idempotency_keys = Table(
     "idempotency_keys",

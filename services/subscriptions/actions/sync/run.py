@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from services.subscriptions.actions.payment_events import apply_event
+from services.subscriptions.actions.payment_events import apply_event, count_charge
 from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.errors import ProviderRefused, ProviderUnavailable
 from services.subscriptions.rules.events import look
@@ -158,6 +158,7 @@ class Run:
                 )
             )
             return
+        count_charge(applied)
         self._touched[tenant_id] = None
         _log.info("sync_applied", event_type=event_type, tenant_id=tenant_id, reason=applied.reason)
 

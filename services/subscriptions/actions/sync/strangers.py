@@ -137,14 +137,14 @@ async def _recheck(run: Run, orphans: Orphans) -> None:
 async def _record(run: Run, orphans: Orphans) -> None:
     """Open a finding for each tenant with orphans, and close those that have none any more."""
     run.orphans += sum(len(of_tenant) for of_tenant in orphans.values())
-    for tenant_id, of_tenant in sorted(orphans.items()):
-        run.tell(_notice(run, tenant_id, of_tenant))
     if run.dry_run:
+        for tenant_id, of_tenant in sorted(orphans.items()):
+            run.tell(_notice(run, tenant_id, of_tenant, "dry_run"))
         return
     tenants = None if run.tenant_id is None else [run.tenant_id]
     async with transaction(run.engine) as db:
         for tenant_id, of_tenant in sorted(orphans.items()):
-            await ops.open_finding(
+            finding_id = await ops.open_finding(
                 db,
                 room=audit.ROOM,
                 check_type=ORPHANS,
@@ -152,6 +152,7 @@ async def _record(run: Run, orphans: Orphans) -> None:
                 severity=_severity(of_tenant),
                 observed=_observed(run, tenant_id, of_tenant),
             )
+            run.tell(_notice(run, tenant_id, of_tenant, finding_id))
         for finding in await audit.list_open(db, checks={ORPHANS}, tenants=tenants):
             if finding.tenant_id not in orphans:
                 await ops.resolve_finding(
@@ -177,14 +178,15 @@ def _observed(run: Run, tenant_id: str, of_tenant: dict[str, ProviderSubscriptio
     }
 
 
-def _notice(run: Run, tenant_id: str, of_tenant: dict[str, ProviderSubscription]) -> Notice:
+def _notice(run: Run, tenant_id: str, of_tenant: dict[str, ProviderSubscription], finding_id: str) -> Notice:
     observed = _observed(run, tenant_id, of_tenant)
     return Notice(
-        f"subscriptions.{ORPHANS}:{tenant_id}",
+        f"subscriptions.{ORPHANS}:{finding_id}",
         _severity(of_tenant),
         "The provider has a subscription that names a tenant of ours and that we did not begin",
         tenant_id,
         {
+            "finding_id": finding_id,
             "subscription_ids": ", ".join(observed["razorpaySubscriptionIds"]),
             "statuses": ", ".join(observed["statuses"]),
             "next_command": observed["nextCommand"],
