@@ -50,6 +50,7 @@ class Section:
     rows: Sequence[Mapping[str, Any]]
     source: str
     more: int = 0
+    aside: Sequence[str] = ()  # columns that are too wide for a table: in JSON alone
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ class Screen:
             self.document({"command": command, "subject": view.subject, **told, **rows, **more, **following})
             return view.exit
         for section in view.sections:
-            self.table(section.title, section.rows, section.more)
+            rows = [{name: row[name] for name in row if name not in section.aside} for row in section.rows]
+            self.table(section.title, rows, section.more)
             if self.with_sources:
                 self.line(section.source.strip(), "dim")
             self.line("")

@@ -1,10 +1,14 @@
 """What changes nothing: the screens and lists that a runbook begins with."""
 
+from typing import Annotated
+
 import typer
 
+from billctl.commands import everyday
+from billctl.commands.options import Limit, Since, Tenant
 from billctl.desk import Desk
 from billctl.diagnosis import View
-from billctl.looks import health
+from billctl.looks import health, lists
 from billctl.running import AsJson, Wish, WithSql, look
 from billctl.screen import Screen
 
@@ -12,6 +16,11 @@ from billctl.screen import Screen
 def add_to(app: typer.Typer) -> None:
     """Put the commands on the command line."""
     app.command("health")(show_health)
+    app.add_typer(everyday.findings, name="findings")
+    app.add_typer(everyday.tasks, name="tasks")
+    app.add_typer(everyday.jobs, name="jobs")
+    app.command("alerts")(show_alerts)
+    app.command("audit-log")(show_audit_log)
 
 
 def show_health(as_json: AsJson = False, with_sql: WithSql = False) -> None:
@@ -21,3 +30,42 @@ def show_health(as_json: AsJson = False, with_sql: WithSql = False) -> None:
         return await health.show(desk, everything=screen.as_json or screen.with_sources)
 
     look("health", Wish(as_json=as_json, with_sql=with_sql), show)
+
+
+def show_alerts(
+    tenant: Tenant = "",
+    over: Annotated[bool, typer.Option("--all", help="those that are over too")] = False,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+    with_sql: WithSql = False,
+) -> None:
+    """Alerts that hold, newest first."""
+    look(
+        "alerts",
+        Wish(as_json=as_json, with_sql=with_sql),
+        lambda desk, _screen: lists.alerts(desk, tenant=tenant or None, over=over, limit=limit),
+    )
+
+
+def show_audit_log(
+    tenant: Tenant = "",
+    action: Annotated[str, typer.Option("--action", help="only this, such as plan.changed")] = "",
+    actor: Annotated[str, typer.Option("--actor", help="only what this person did")] = "",
+    since: Since = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+    with_sql: WithSql = False,
+) -> None:
+    """Who changed what and why, in every room, newest first."""
+    look(
+        "audit-log",
+        Wish(as_json=as_json, with_sql=with_sql),
+        lambda desk, _screen: lists.audit_log(
+            desk,
+            tenant=tenant or None,
+            action=action or None,
+            actor=actor or None,
+            since=since,
+            limit=limit,
+        ),
+    )

@@ -1,0 +1,17 @@
+"""Options that several lists have."""
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from billctl.looks.asking import moment
+
+Limit = Annotated[int, typer.Option("--limit", min=1, max=1000, help="at most so many; the rest is counted")]
+Tenant = Annotated[str, typer.Option("--tenant", help="only this tenant's")]
+Since = Annotated[
+    datetime | None,
+    typer.Option(
+        "--since", parser=moment, metavar="7d|2026-11-01T00:00Z", help="how long ago, or since when"
+    ),
+]

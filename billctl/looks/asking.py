@@ -1,0 +1,70 @@
+"""Statements with their values: asked, bounded, and shown as they can be typed."""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import typer
+from psycopg import sql
+
+from billctl.desk import Desk
+from billctl.diagnosis import NotThere, Section
+
+# Beyond this nobody counts.
+COUNTED_MAX = 10_000
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+async def section(
+    desk: Desk,
+    key: str,
+    title: str,
+    statement: str,
+    *,
+    limit: int | None = None,
+    aside: Sequence[str] = (),
+    **values: Any,
+) -> Section:
+    """What a statement answers. With a limit (the statement has none of its own) the rest is counted."""
+    if limit is None:
+        return Section(
+            key, title, await desk.rows(statement, **values), typed(statement, values), aside=aside
+        )
+    bare = statement.strip().removesuffix(";")
+    rows = await desk.rows(bare + "\nLIMIT %(limit)s", **values, limit=limit)
+    more = 0
+    if len(rows) == limit:
+        counting = f"SELECT COUNT(*) AS n FROM ({bare}\nLIMIT %(most)s) AS those"  # noqa: S608 - ours
+        (count,) = await desk.rows(counting, **values, most=limit + COUNTED_MAX)
+        more = count["n"] - limit
+    return Section(key, title, rows, typed(f"{bare}\nLIMIT {limit};", values), more, aside)
+
+
+async def one(desk: Desk, statement: str, missing: str, **values: Any) -> dict[str, Any]:
+    """The row that a statement answers; raises NotThere with the sentence where there is none."""
+    rows = await desk.rows(statement, **values)
+    if not rows:
+        raise NotThere(missing)
+    return rows[0]
+
+
+def typed(statement: str, values: dict[str, Any]) -> str:
+    """The statement with its values in it, as psql takes it."""
+    filled = re.sub(
+        r"%\((\w+)\)s", lambda found: sql.Literal(values[found[1]]).as_string(None).strip(), statement
+    )
+    return filled.replace("%%", "%").strip() if values else statement.strip()
+
+
+def moment(said: str) -> datetime:
+    """`7d`, `90m`, or a moment of ISO 8601 (UTC where it does not say)."""
+    if found := re.fullmatch(r"(\d{1,5})([smhdw])", said):
+        return datetime.now(UTC) - timedelta(**{UNITS[found[2]]: int(found[1])})
+    try:
+        when = datetime.fromisoformat(said)
+    except ValueError:
+        raise typer.BadParameter(
+            "say how long ago (7d, 24h, 90m) or since when (2026-11-01T00:00Z)"
+        ) from None
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
