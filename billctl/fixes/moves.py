@@ -1,0 +1,138 @@
+"""Steps that more than one runbook takes."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from billing.scheduler.v1 import scheduler_pb2 as scheduler_pb
+from billing.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
+from billing.subscriptions.v1 import subscriptions_admin_pb2 as admin_pb
+from billing.subscriptions.v1.subscriptions_admin_pb2_grpc import SubscriptionsAdminServiceStub
+from google.protobuf.json_format import MessageToDict
+
+from billctl.desk import Desk, refusal
+from billctl.diagnosis import NotDone, Order, Step
+from shared.errors import FailedPrecondition, NotFound
+
+# A job answers when it ended; the scheduler lets none work for longer.
+JOB_SECONDS = 600
+DIAGNOSIS_SECONDS = 30
+COMES_AFTER = "if credits were lost meanwhile, give them back: billctl fix double-charge {tenant} --credits N"
+
+
+def run_job(desk: Desk, job: str, does: str, touches: str) -> Step:
+    """One run of a job of the scheduler."""
+
+    async def act(order: Order) -> str:
+        run = await ran(desk, job, key=order.key(job), actor=order.actor, reason=order.told)
+        return f"{run.id} {outcome(run)}: {told(run)}"
+
+    return Step(job, does, touches, act)
+
+
+async def ran(
+    desk: Desk, job: str, *, key: str, actor: str, reason: str, dry_run: bool = False
+) -> scheduler_pb.Run:
+    """Run a job and wait for its end; raises NotDone when it failed."""
+    scheduler = desk.stub("scheduler", SchedulerServiceStub)
+    request = scheduler_pb.RunJobRequest(
+        idempotency_key=key, job=job, dry_run=dry_run, actor=actor, reason=reason
+    )
+    run = (await desk.ask(scheduler.RunJob, request, seconds=JOB_SECONDS)).run
+    if run.outcome != scheduler_pb.RUN_OUTCOME_SUCCEEDED:
+        raise NotDone(f"{job} {run.id} {outcome(run)}: {told(run)}")
+    return run
+
+
+def outcome(run: scheduler_pb.Run) -> str:
+    """The word for what became of a run."""
+    return scheduler_pb.RunOutcome.Name(run.outcome).removeprefix("RUN_OUTCOME_").lower()
+
+
+def answers(run: scheduler_pb.Run) -> dict[str, Mapping[str, Any]]:
+    """What each call of a run answered, by `<room>.<Method>`."""
+    summary = MessageToDict(run.summary)
+    return {call: answer for call, answer in summary.items() if isinstance(answer, dict)}
+
+
+def told(run: scheduler_pb.Run) -> str:
+    """What the rooms counted or refused, in a few words."""
+    words = []
+    for answer in answers(run).values():
+        words += [f"{answer['reason']} {answer.get('message', '')}".strip()] if answer.get("reason") else []
+        words += [f"{name} {value:g}" for name, value in answer.items() if isinstance(value, float) and value]
+    return ", ".join(words) or "nothing was due"
+
+
+async def diagnose_tenant(desk: Desk, tenant_id: str) -> admin_pb.DiagnoseTenantResponse:
+    """Our books beside the provider's word."""
+    admin = desk.stub("subscriptions", SubscriptionsAdminServiceStub)
+    request = admin_pb.DiagnoseTenantRequest(tenant_id=tenant_id)
+    answer: admin_pb.DiagnoseTenantResponse = await desk.ask(
+        admin.DiagnoseTenant, request, seconds=DIAGNOSIS_SECONDS
+    )
+    return answer
+
+
+async def retry_task(desk: Desk, task_id: str, order: Order) -> str:
+    """Ten attempts more, the first one now; raises NotDone when that one failed."""
+    admin = desk.stub("subscriptions", SubscriptionsAdminServiceStub)
+    request = admin_pb.RetryReconciliationTaskRequest(
+        task_id=task_id, idempotency_key=order.key(f"retry:{task_id}"), actor=order.actor, reason=order.told
+    )
+    try:
+        task = (await desk.ask(admin.RetryReconciliationTask, request)).task
+    except FailedPrecondition as refused:
+        if refused.reason == "TASK_COMPLETED":
+            return f"{task_id} was done meanwhile"
+        raise
+    if not task.HasField("completed_at"):
+        raise NotDone(f"{task_id} failed again ({task.last_error}), and is attempted nine times more")
+    return f"{task_id} is done"
+
+
+async def rebuild_entitlements(desk: Desk, tenant_id: str, order: Order) -> str:
+    """Limits as the plan says, pushed to the ledger."""
+    admin = desk.stub("subscriptions", SubscriptionsAdminServiceStub)
+    request = admin_pb.RebuildEntitlementsRequest(
+        tenant_id=tenant_id,
+        idempotency_key=order.key(f"rebuild:{tenant_id}"),
+        actor=order.actor,
+        reason=order.told,
+    )
+    answer = await desk.ask(admin.RebuildEntitlements, request)
+    if not answer.pushed:
+        raise NotDone(
+            f"version {answer.version} is built; {answer.task_id} pushes it when the ledger answers"
+        )
+    return f"version {answer.version} is in the ledger"
+
+
+async def promote(desk: Desk, tenant_id: str, order: Order) -> str:
+    """The pending change made real, if the provider says that it is paid."""
+    admin = desk.stub("subscriptions", SubscriptionsAdminServiceStub)
+    request = admin_pb.PromotePendingChangeRequest(
+        tenant_id=tenant_id,
+        idempotency_key=order.key(f"promote:{tenant_id}"),
+        actor=order.actor,
+        reason=order.told,
+    )
+    try:
+        answer = await desk.ask(admin.PromotePendingChange, request)
+    except NotFound as refused:
+        raise NotDone(refusal(refused)) from refused
+    return f"now on {answer.plan_code}"
+
+
+def named(command: str) -> tuple[str, Mapping[str, Any]]:
+    """(method, its request) of a command as a diagnosis prints it; ('', {}) of anything else."""
+    words = shlex.split(command)
+    if "-d" not in words:
+        return "", {}
+    return words[-1].rpartition("/")[2], json.loads(words[words.index("-d") + 1])
+
+
+def shown(moment: Any) -> str:
+    """A protobuf moment as people read it."""
+    return moment.ToDatetime().strftime("%Y-%m-%dT%H:%M:%SZ")
