@@ -3,13 +3,14 @@
 import uvloop
 from billing.scheduler.v1 import scheduler_pb2_grpc
 
-from services.scheduler import SCHEMA, actions
+from services.scheduler import SCHEMA, actions, metrics
 from services.scheduler.clients import AlertSink, Maintenance, method_of
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.jobs import JOBS
 from services.scheduler.loop import Loop
 from services.scheduler.rpc import SchedulerService
 from shared import config, database, logs, startup
+from shared.metrics import Exposition
 from shared.ops.limits import Limiter
 from shared.rpc.client import open_channel
 from shared.rpc.server import Audience, Door, serve
@@ -26,12 +27,13 @@ async def run(settings: SchedulerSettings) -> None:
         "subscriptions": open_channel(settings.subscriptions_address, settings.room_secret),
         "webhooks": open_channel(settings.webhooks_address, settings.room_secret),
     }
-    url = settings.billing_alert_webhook_url
-    # Compose files pass a variable that is not set as an empty one.
-    sink = AlertSink(url.get_secret_value()) if url is not None and url.get_secret_value() else None
-    loop = Loop(engine, Maintenance(channels), sink=sink)
+    url, policy = settings.billing_alert_webhook_url, settings.policy
+    sink = AlertSink(url.get_secret_value()) if url is not None else None
+    loop = Loop(engine, Maintenance(channels), sink=sink, policy=policy)
 
     async def close() -> None:
+        if sink is not None:
+            await sink.close()
         for channel in channels.values():
             await channel.close()
         await engine.dispose()
@@ -45,14 +47,15 @@ async def run(settings: SchedulerSettings) -> None:
             Door(
                 "billing.scheduler.v1.SchedulerService",
                 scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server,
-                SchedulerService(engine, owner=loop.owner, start=loop.start),
+                SchedulerService(engine, owner=loop.owner, start=loop.start, policy=policy),
                 Audience.OPERATOR,
             )
         ],
-        background=[loop.keep_time, loop.tell_sink],
+        background=[loop.keep_time, loop.tell_sink, loop.keep_tidy],
         probe=lambda: database.ping(engine),
         on_stop=close,
         metrics_listen=settings.scheduler_metrics_listen,
+        exposition=Exposition(lambda: metrics.refresh(engine), also=metrics.registry),
     )
 
 

@@ -2,8 +2,10 @@
 
 from datetime import timedelta
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
+from pydantic_core import PydanticCustomError
 
+from services.scheduler.rules import Policy
 from shared.config import MetricsListen, RoomSettings
 
 
@@ -18,8 +20,47 @@ class SchedulerSettings(RoomSettings):
     webhooks_address: str = Field(default="127.0.0.1:50053", description="where webhooks answer gRPC")
     # Secret: whoever knows the URL can post into the channel.
     billing_alert_webhook_url: SecretStr | None = Field(default=None, description="Slack-compatible webhook")
+    billing_alert_messages_per_minute: int = Field(
+        default=20,
+        ge=1,
+        le=600,
+        description="to the webhook; the last of a minute tells of all that are left",
+    )
 
+    scheduler_lease_seconds: float = Field(
+        default=15, ge=1, le=300, description="a dead owner's run is taken over after this"
+    )
+    scheduler_run_retention_days: int = Field(default=30, ge=1, le=3650, description="ended runs")
+    scheduler_alert_retention_days: int = Field(
+        default=90,
+        ge=1,
+        le=3650,
+        description="alerts that are over; an event reported again later is told again",
+    )
+    scheduler_operator_request_retention_days: int = Field(
+        default=30,
+        ge=1,
+        le=3650,
+        description="until then a repeated key answers what its first call answered",
+    )
 
-# A dead owner's run is taken over after this; a living one renews it three times as often.
-LEASE = timedelta(seconds=15)
-RUNS_KEPT = timedelta(days=30)
+    @field_validator("billing_alert_webhook_url")
+    @classmethod
+    def _of_the_web(cls, url: SecretStr | None) -> SecretStr | None:
+        # Compose files pass a variable that is not set as an empty one.
+        if url is None or not url.get_secret_value():
+            return None
+        if not url.get_secret_value().startswith(("https://", "http://")):
+            raise PydanticCustomError("url", "it must begin with https:// or http://")
+        return url
+
+    @property
+    def policy(self) -> Policy:
+        """What the actions go by."""
+        return Policy(
+            lease=timedelta(seconds=self.scheduler_lease_seconds),
+            runs_kept=timedelta(days=self.scheduler_run_retention_days),
+            alerts_kept=timedelta(days=self.scheduler_alert_retention_days),
+            requests_kept=timedelta(days=self.scheduler_operator_request_retention_days),
+            messages_per_minute=self.billing_alert_messages_per_minute,
+        )

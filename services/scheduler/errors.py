@@ -2,11 +2,11 @@
 
 BillingError
 ├── NotFound            UnknownJob
-└── FailedPrecondition  JobRunning, IdempotencyKeyReused
-└── InvalidArgument     InvalidPageToken
+├── FailedPrecondition  JobRunning, IdempotencyKeyReused
+└── InvalidArgument     BadSchedule, InvalidPageToken
 """
 
-from shared.errors import FailedPrecondition, NotFound
+from shared.errors import FailedPrecondition, InvalidArgument, NotFound
 
 
 class UnknownJob(NotFound):
@@ -34,3 +34,12 @@ class IdempotencyKeyReused(FailedPrecondition):
 
     def __init__(self, field: str) -> None:
         super().__init__(f"the idempotency key was used before with another {field}", field=field)
+
+
+class BadSchedule(InvalidArgument):
+    """The schedule is no cron expression that ever has a tick."""
+
+    reason = "BAD_SCHEDULE"
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"schedule: {problem}", reason=self.reason, violations=[("schedule", problem)])

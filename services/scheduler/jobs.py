@@ -30,6 +30,7 @@ JOBS = (
     Job("addon_renewals", HOURLY, (_subscriptions("RenewAddons"),), LONG),
     Job("cleanup", HOURLY, (_ledger("Cleanup"), _subscriptions("Cleanup"), _webhooks("Cleanup")), LONG),
     Job("webhook_health", EVERY_FIVE_MINUTES, (_webhooks("CheckHealth"),), SHORT),
+    Job("billing_health", EVERY_FIVE_MINUTES, (_subscriptions("CheckHealth"),), SHORT),
     Job(
         "audit_integrity",
         "0 3 * * *",

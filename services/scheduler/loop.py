@@ -5,18 +5,23 @@ import contextvars
 import os
 import socket
 import time
+from datetime import timedelta
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.scheduler import actions
 from services.scheduler.clients import AlertSink, Maintenance
-from services.scheduler.rules import Run
+from services.scheduler.rules import Policy, Run
 from shared import clock, ids, logs
+from shared.backoff import delay
 from shared.clock import Clock
 
 PRUNE_EVERY_SECONDS = 3600.0
 # The server drains for eight seconds; a run that needs longer is taken over by whoever runs next.
 DRAIN_SECONDS = 5.0
+SINK_PAUSE_SECONDS_MAX = 60.0
+SECOND = timedelta(seconds=1)
+DEFAULTS = Policy()
 
 log = logs.get_logger()
 
@@ -30,13 +35,20 @@ class Loop:
     """Claims ticks and executes runs until it is cancelled."""
 
     def __init__(
-        self, engine: AsyncEngine, maintenance: Maintenance, *, sink: AlertSink | None, now: Clock = clock.now
+        self,
+        engine: AsyncEngine,
+        maintenance: Maintenance,
+        *,
+        sink: AlertSink | None,
+        now: Clock = clock.now,
+        policy: Policy = DEFAULTS,
     ) -> None:
         self.owner = new_owner()
         self._engine = engine
         self._maintenance = maintenance
         self._sink = sink
         self._now = now
+        self._policy = policy
         self._runs: set[asyncio.Task[None]] = set()
         # Runs begin from here, not from the RPC that asked: its deadline and its request end before they do.
         self._context = contextvars.copy_context()
@@ -50,15 +62,11 @@ class Loop:
 
     async def keep_time(self) -> None:
         """Claim and start what is due, each second, whatever happens to the database meanwhile."""
-        pruned_at = time.monotonic()
         try:
             while True:
                 await asyncio.sleep(1 - time.time() % 1)
                 try:
                     await self.tick()
-                    if time.monotonic() - pruned_at > PRUNE_EVERY_SECONDS:
-                        pruned_at = time.monotonic()
-                        await actions.prune(self._engine, now=self._now())
                 except Exception as error:
                     log.error("tick_failed", error=logs.brief(error), exc_info=error)
         finally:
@@ -66,20 +74,37 @@ class Loop:
 
     async def tick(self) -> None:
         """Claim and start what is due at this moment."""
-        for run in await actions.claim_due(self._engine, owner=self.owner, now=self._now()):
+        due = await actions.claim_due(
+            self._engine, owner=self.owner, now=self._now(), lease=self._policy.lease
+        )
+        for run in due:
             self.start(run)
 
     async def tell_sink(self) -> None:
-        """Bring alerts to the sink, each second, whatever happens to it."""
+        """Bring alerts to the sink, each second while it takes them, whatever happens to it."""
         if self._sink is None:
             await asyncio.Event().wait()  # background work that ends would end the room
             return
         while True:
-            await asyncio.sleep(1)
+            # A sink that is away is asked ever more rarely.
+            failures = self._sink.failures
+            wait = delay(failures, base_seconds=2, max_seconds=SINK_PAUSE_SECONDS_MAX) if failures else SECOND
+            await asyncio.sleep(wait.total_seconds())
             try:
-                await actions.tell_sink(self._engine, self._sink, now=self._now())
+                await actions.tell_sink(
+                    self._engine, self._sink, now=self._now(), per_minute=self._policy.messages_per_minute
+                )
             except Exception as error:
                 log.error("alerts_failed", error=logs.brief(error))
+
+    async def keep_tidy(self) -> None:
+        """Forget what is old, now and each hour."""
+        while True:
+            try:
+                await actions.prune(self._engine, now=self._now(), policy=self._policy)
+            except Exception as error:
+                log.error("prune_failed", error=logs.brief(error))
+            await asyncio.sleep(PRUNE_EVERY_SECONDS)
 
     async def drain(self) -> None:
         """Give what runs a moment to end, then leave it to the next owner."""
@@ -92,7 +117,9 @@ class Loop:
     async def _execute(self, run: Run) -> None:
         logs.request_id.set(logs.new_request_id())
         try:
-            await actions.execute(self._engine, self._maintenance, run, clock=self._now)
+            await actions.execute(
+                self._engine, self._maintenance, run, clock=self._now, lease=self._policy.lease
+            )
         except Exception as error:
             # Its lease lapses, and the run is taken over with the same key.
             log.error("run_broken", job=run.job, run_id=run.id, error=logs.brief(error), exc_info=error)

@@ -14,12 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.scheduler import actions
 from services.scheduler.jobs import BY_NAME
-from services.scheduler.rules import JobState, Outcome, Run, Trigger, next_tick
+from services.scheduler.rules import JobState, Kept, Outcome, Policy, Run, Trigger, next_tick
 from shared import clock, paging
 from shared.clock import Clock
 from shared.rpc.context import remaining_seconds
 
 JOBS_PAGE = 100
+DEFAULTS = Policy()
 # What RunJob keeps of the caller's deadline to answer that the run goes on.
 ANSWER_SECONDS = 0.5
 TRIGGERS = {Trigger.SCHEDULE: pb.RUN_TRIGGER_SCHEDULE, Trigger.MANUAL: pb.RUN_TRIGGER_MANUAL}
@@ -43,11 +44,13 @@ class SchedulerService(pb_grpc.SchedulerServiceServicer):
         owner: str,
         start: Callable[[Run], asyncio.Task[None]],
         now: Clock = clock.now,
+        policy: Policy = DEFAULTS,
     ) -> None:
         self._engine = engine
         self._owner = owner
         self._start = start
         self._now = now
+        self._policy = policy
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
         after, limit = paging.position(request.page_token), request.page_size or JOBS_PAGE
@@ -82,6 +85,7 @@ class SchedulerService(pb_grpc.SchedulerServiceServicer):
             actor=request.actor,
             reason=request.reason,
             now=self._now(),
+            lease=self._policy.lease,
         )
         ends_at = time.monotonic() + (remaining_seconds() or 0) - ANSWER_SECONDS
         if not replayed:
@@ -97,6 +101,35 @@ class SchedulerService(pb_grpc.SchedulerServiceServicer):
     async def ResumeJob(self, request: pb.ResumeJobRequest, context: Any) -> pb.ResumeJobResponse:
         changed, replayed = await self._set_paused(request, paused=False)
         return pb.ResumeJobResponse(changed=changed, replayed=replayed)
+
+    async def SetJobSchedule(
+        self, request: pb.SetJobScheduleRequest, context: Any
+    ) -> pb.SetJobScheduleResponse:
+        state, last, changed, replayed = await actions.set_schedule(
+            self._engine,
+            job=request.job,
+            schedule=" ".join(request.schedule.split()) if request.schedule else None,
+            deadline_seconds=request.deadline_seconds or None,
+            idempotency_key=request.idempotency_key,
+            actor=request.actor,
+            reason=request.reason,
+            now=self._now(),
+        )
+        return pb.SetJobScheduleResponse(job=self._job(state, last), changed=changed, replayed=replayed)
+
+    async def ListAlerts(self, request: pb.ListAlertsRequest, context: Any) -> pb.ListAlertsResponse:
+        limit = paging.size(request.page_size)
+        alerts = await actions.list_alerts(
+            self._engine,
+            tenant_id=request.tenant_id or None,
+            with_recovered=request.include_recovered,
+            before=paging.position(request.page_token),
+            limit=limit + 1,
+        )
+        return pb.ListAlertsResponse(
+            alerts=[_alert(alert) for alert in alerts[:limit]],
+            next_page_token=paging.token(alerts[limit - 1].id) if len(alerts) > limit else "",
+        )
 
     async def _set_paused(
         self, request: pb.PauseJobRequest | pb.ResumeJobRequest, *, paused: bool
@@ -137,6 +170,24 @@ def _run(run: Run) -> pb.Run:
     )
     json_format.ParseDict(dict(run.summary), message.summary)
     return message
+
+
+def _alert(alert: Kept) -> pb.Alert:
+    return pb.Alert(
+        id=alert.id,
+        source=alert.source,
+        key=alert.key,
+        severity=alert.severity,
+        title=alert.title,
+        tenant_id=alert.tenant_id or "",
+        evidence=alert.evidence,
+        reports=alert.reports,
+        created_at=_at(alert.created_at),
+        last_reported_at=_at(alert.last_reported_at),
+        recovered_at=None if alert.recovered_at is None else _at(alert.recovered_at),
+        is_event=alert.is_event,
+        sent=alert.sent,
+    )
 
 
 def _at(moment: datetime) -> Timestamp:

@@ -1,5 +1,6 @@
 """When a job is due, what its run amounts to, and when it deserves an alert. Pure: no I/O, no clock."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,22 @@ from cronsim import CronSim, CronSimError
 # was turned back, and says nothing about what is due.
 CLOCK_SKEW = timedelta(minutes=2)
 FAILURES_BEFORE_ALERT = 3
+# A condition that comes back within this time has not ended but flaps.
+FLAPS_WITHIN = timedelta(minutes=10)
+# Chats cut longer messages; a digest that counts more would hold its rows for long.
+MESSAGE_LENGTH_MAX = 3000
+DIGEST_MAX = 10_000
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a deployment decides for itself."""
+
+    lease: timedelta = timedelta(seconds=15)
+    runs_kept: timedelta = timedelta(days=30)
+    alerts_kept: timedelta = timedelta(days=90)
+    requests_kept: timedelta = timedelta(days=30)
+    messages_per_minute: int = 20
 
 
 class Trigger(StrEnum):
@@ -68,7 +85,10 @@ class Job:
 
 @dataclass(frozen=True)
 class JobState:
-    """What the database says of a job. `last_tick` is the newest tick that was claimed."""
+    """What the database says of a job.
+
+    `last_tick` is the newest tick that was claimed; `ticks_from`, if not None, is when its schedule was changed.
+    """
 
     name: str
     schedule: str
@@ -76,6 +96,7 @@ class JobState:
     paused: bool
     created_at: datetime
     last_tick: datetime | None
+    ticks_from: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -104,13 +125,48 @@ class Run:
 
 @dataclass(frozen=True)
 class Alert:
-    """A condition that deserves a person; `key` identifies it, `evidence` supports it."""
+    """Something that deserves a person; `key` identifies it, `evidence` supports it.
+
+    It holds until it is no longer reported, unless it is an event: that happened once, and has no end.
+    """
 
     key: str
     severity: Severity
     title: str
     tenant_id: str | None = None
     evidence: Mapping[str, str] = field(default_factory=dict)
+    is_event: bool = False
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An alert as it is kept."""
+
+    id: str
+    source: str
+    key: str
+    severity: str
+    title: str
+    tenant_id: str | None
+    evidence: Mapping[str, str]
+    reports: int
+    created_at: datetime
+    last_reported_at: datetime
+    recovered_at: datetime | None
+    is_event: bool
+    sent: str
+
+
+@dataclass(frozen=True)
+class News:
+    """What the sink has not been told of an alert: its severity, or `recovery`."""
+
+    id: str
+    what: str
+    title: str
+    tenant_id: str | None
+    evidence: Mapping[str, str]
+    flaps: bool
 
 
 @dataclass(frozen=True)
@@ -154,6 +210,9 @@ def due_tick(state: JobState, now: datetime) -> datetime | None:
     tick = latest_tick(state.schedule, now)
     if tick < state.created_at:
         return None
+    # Another schedule owes nothing from before it was set, unless the clock was turned back since.
+    if state.ticks_from is not None and tick < state.ticks_from <= now + CLOCK_SKEW:
+        return None
     if state.last_tick is not None and tick <= state.last_tick <= now + CLOCK_SKEW:
         return None
     return tick
@@ -189,3 +248,39 @@ def alerts_of_job(job: str, newest_outcomes: Sequence[Outcome]) -> tuple[Alert, 
             evidence={"job": job},
         ),
     )
+
+
+def alerts_in_next_message(untold: int, *, posted: int, per_minute: int) -> int:
+    """How many alerts the next message to the sink tells of, when so many were posted within the last minute.
+
+    One by one while there is room; the minute's last message tells of all that are left.
+    """
+    left = per_minute - posted
+    if untold == 0 or left <= 0:
+        return 0
+    return 1 if left > 1 else min(untold, DIGEST_MAX)
+
+
+def message_of(news: Sequence[News]) -> str:
+    """What the sink is told of one alert, or of many at once."""
+    if len(news) == 1:
+        return _line(news[0])
+    counts = Counter(each.what for each in news)
+    kinds = ", ".join(
+        f"{counts[what]} {what}" for what in ("critical", "warning", "recovery") if counts[what]
+    )
+    return f"… and {len(news)} more ({kinds}); billctl alerts"
+
+
+def _line(news: News) -> str:
+    subject = news.title + (f" (tenant {news.tenant_id})" if news.tenant_id else "")
+    evidence = ", ".join(f"{name}={value}" for name, value in sorted(news.evidence.items()))
+    line = f"[{news.what}] {subject}" + (f": {evidence}" if evidence else "")
+    # One line, whatever a room puts into its evidence.
+    line = " ".join(line.split())
+    if len(line) > MESSAGE_LENGTH_MAX:
+        line = f"{line[: MESSAGE_LENGTH_MAX - 1]}…"
+    if news.flaps and news.what != "recovery":
+        minutes = int(FLAPS_WITHIN.total_seconds() // 60)
+        line += f" (it comes and goes; its end is told when it has stayed away for {minutes} minutes)"
+    return line

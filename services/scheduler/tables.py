@@ -22,6 +22,12 @@ metadata = MetaData()
 MOMENT = DateTime(timezone=True)
 NOT_FINISHED = text("finished_at IS NULL")
 NOT_RECOVERED = text("recovered_at IS NULL")
+IS_EVENT = text("is_event")
+SUCCEEDED = text("outcome = 'succeeded' AND NOT dry_run")
+# What the sink may still have to be told of: a query that says it word for word finds it by its index.
+TOLD_OF_LATER = text(
+    "(recovered_at IS NULL OR (NOT is_event AND sent <> 'recovery') OR (is_event AND sent = 'nothing'))"
+)
 
 jobs = Table(
     "jobs",
@@ -32,6 +38,7 @@ jobs = Table(
     Column("paused", Boolean, nullable=False, server_default=text("false")),
     Column("created_at", MOMENT, nullable=False, server_default=func.now()),
     Column("updated_at", MOMENT, nullable=False, server_default=func.now()),
+    Column("ticks_from", MOMENT),
     PrimaryKeyConstraint("name", name="jobs_pk"),
     CheckConstraint("deadline_seconds > 0", name="jobs_deadline"),
 )
@@ -65,6 +72,7 @@ job_runs = Table(
 Index("job_runs_never_overlap", job_runs.c.job, unique=True, postgresql_where=NOT_FINISHED)
 Index("job_runs_of_job", job_runs.c.job, job_runs.c.id)
 Index("job_runs_finished", job_runs.c.finished_at)
+Index("job_runs_succeeded", job_runs.c.job, job_runs.c.finished_at, postgresql_where=SUCCEEDED)
 
 alerts = Table(
     "alerts",
@@ -83,6 +91,8 @@ alerts = Table(
     Column("sent", Text, nullable=False, server_default=text("'nothing'")),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("next_attempt_at", MOMENT, nullable=False, server_default=func.now()),
+    Column("is_event", Boolean, nullable=False, server_default=text("false")),
+    Column("flaps", Integer, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("id", name="alerts_pk"),
     CheckConstraint("severity IN ('warning', 'critical')", name="alerts_severity"),
     CheckConstraint("sent IN ('nothing', 'warning', 'critical', 'recovery')", name="alerts_sent"),
@@ -90,6 +100,20 @@ alerts = Table(
 Index("alerts_one_open", alerts.c.source, alerts.c.key, unique=True, postgresql_where=NOT_RECOVERED)
 Index("alerts_recovered", alerts.c.recovered_at)
 Index("alerts_unsent", alerts.c.next_attempt_at)
+Index("alerts_one_event", alerts.c.source, alerts.c.key, unique=True, postgresql_where=IS_EVENT)
+Index("alerts_of_key", alerts.c.source, alerts.c.key, alerts.c.recovered_at)
+Index("alerts_of_tenant", alerts.c.tenant_id, alerts.c.id)
+Index("alerts_told_of_later", alerts.c.id, postgresql_where=TOLD_OF_LATER)
+
+sink_posts = Table(
+    "sink_posts",
+    metadata,
+    Column("id", Text, nullable=False),
+    Column("alerts", Integer, nullable=False),
+    Column("posted_at", MOMENT, nullable=False, server_default=func.clock_timestamp()),
+    PrimaryKeyConstraint("id", name="sink_posts_pk"),
+)
+Index("sink_posts_posted", sink_posts.c.posted_at)
 
 operator_requests = Table(
     "operator_requests",
@@ -100,3 +124,4 @@ operator_requests = Table(
     Column("created_at", MOMENT, nullable=False, server_default=func.now()),
     PrimaryKeyConstraint("idempotency_key", name="operator_requests_pk"),
 )
+Index("operator_requests_created", operator_requests.c.created_at)

@@ -29,7 +29,7 @@ def admin(database: Any) -> psycopg.Connection:
     """The scheduler's schema with its jobs' past removed, as the administrator sees it."""
     url = database.admin_url.replace("+psycopg", "")
     with psycopg.connect(url, autocommit=True, options="-c search_path=scheduler") as connection:
-        connection.execute("TRUNCATE jobs, job_runs, alerts, operator_requests")
+        connection.execute("TRUNCATE jobs, job_runs, alerts, operator_requests, sink_posts")
         yield connection
 
 

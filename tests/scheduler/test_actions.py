@@ -16,13 +16,15 @@ from structlog.testing import capture_logs
 
 from services.scheduler import actions
 from services.scheduler.clients import AlertSink, Maintenance
-from services.scheduler.rules import Outcome, Run
+from services.scheduler.jobs import JOBS
+from services.scheduler.rules import Outcome, Policy, Run
 from services.scheduler.store import runs as run_store
 from shared.database import transaction
 from shared.errors import FailedPrecondition, Internal, Unavailable
 from tests.scheduler.conftest import Rooms
 
 NOON = datetime(2026, 11, 20, 12, 0, 5, tzinfo=UTC)
+LEASE = Policy().lease
 
 
 async def due(engine: AsyncEngine, now: datetime, *, owner: str = "a") -> dict[str, Run]:
@@ -30,9 +32,16 @@ async def due(engine: AsyncEngine, now: datetime, *, owner: str = "a") -> dict[s
     return {run.job: run for run in await actions.claim_due(engine, owner=owner, now=now)}
 
 
-async def execute(engine: AsyncEngine, maintenance: Maintenance, run: Run, now: datetime = NOON) -> bool:
+async def execute(
+    engine: AsyncEngine,
+    maintenance: Maintenance,
+    run: Run,
+    now: datetime = NOON,
+    *,
+    lease: timedelta = LEASE,
+) -> bool:
     """Execute a run at one moment."""
-    return await actions.execute(engine, maintenance, run, clock=lambda: now)
+    return await actions.execute(engine, maintenance, run, clock=lambda: now, lease=lease)
 
 
 async def read(engine: AsyncEngine, run: Run) -> Run:
@@ -85,9 +94,9 @@ async def test_after_a_weekend_each_job_runs_once(engine: AsyncEngine, admin: ps
         async with transaction(engine) as db:
             await run_store.finish(db, run, outcome=Outcome.SUCCEEDED, summary={}, now=NOON)
     monday = NOON + timedelta(days=3)
-    assert len(await due(engine, monday)) == 10
+    assert len(await due(engine, monday)) == len(JOBS)
     assert admin.execute("SELECT count(*), max(count) FROM (SELECT count(*) FROM job_runs GROUP BY job) AS x"
-                         ).fetchone() == (10, 2)  # fmt: skip
+                         ).fetchone() == (len(JOBS), 2)  # fmt: skip
 
 
 async def test_a_call_without_an_answer_is_asked_again_with_the_same_key(
@@ -149,13 +158,11 @@ async def test_a_dead_owners_run_is_executed_again_with_its_key_and_the_dead_one
 
 
 async def test_an_owner_that_learns_of_its_successor_stops_calling(
-    engine: AsyncEngine, maintenance: Maintenance, rooms: Rooms, admin: psycopg.Connection,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(actions, "LEASE", timedelta(seconds=0.3))
+    engine: AsyncEngine, maintenance: Maintenance, rooms: Rooms, admin: psycopg.Connection
+) -> None:
     run = (await due(engine, NOON))["settle_expired"]
     rooms.wait_for["ledger.SettleExpired"] = asyncio.Event()
-    owner = asyncio.create_task(execute(engine, maintenance, run))
+    owner = asyncio.create_task(execute(engine, maintenance, run, lease=timedelta(seconds=0.3)))
     await rooms.waiting.wait()
     await asyncio.sleep(0.5)
     assert "settle_expired" not in await due(engine, NOON, owner="second"), "it was renewed meanwhile"
@@ -295,7 +302,7 @@ async def test_a_schedule_that_somebody_broke_stops_no_other_job(
     admin.execute("UPDATE jobs SET schedule = '* * * * * *' WHERE name = 'reconcile'")
     runs = await due(engine, NOON)
     assert "reconcile" not in runs
-    assert len(runs) == 9
+    assert len(runs) == len(JOBS) - 1
 
 
 async def test_what_is_old_is_forgotten(

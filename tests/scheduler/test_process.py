@@ -22,6 +22,7 @@ from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.scheduler.clients import Maintenance
+from services.scheduler.jobs import JOBS
 from services.scheduler.loop import Loop
 from shared.config import RoomSettings
 from shared.errors import Unavailable
@@ -138,8 +139,9 @@ async def test_two_processes_run_each_tick_once_and_stop_when_asked(
 
 
 async def test_a_process_answers_operators(
-    schedulers: Schedulers, settings: RoomSettings, rooms: Rooms
+    schedulers: Schedulers, settings: RoomSettings, rooms: Rooms, admin: psycopg.Connection
 ) -> None:
+    admin.execute("UPDATE jobs SET paused = true")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -154,7 +156,7 @@ async def test_a_process_answers_operators(
         except Unavailable:
             assert time.monotonic() < ends_at
             await asyncio.sleep(0.1)
-    assert len(jobs.jobs) == 10
+    assert len(jobs.jobs) == len(JOBS)
     answer = await stub.RunJob(pb.RunJobRequest(idempotency_key=uuid.uuid4().hex, job="sync_provider"))
     assert answer.run.outcome == pb.RUN_OUTCOME_UNIMPLEMENTED
     await channel.close()

@@ -69,6 +69,8 @@ REQUESTS = {
     "RunJob": pb.RunJobRequest(idempotency_key="k", job="escalation"),
     "PauseJob": pb.PauseJobRequest(idempotency_key="k", job="escalation"),
     "ResumeJob": pb.ResumeJobRequest(idempotency_key="k", job="escalation"),
+    "SetJobSchedule": pb.SetJobScheduleRequest(idempotency_key="k", job="escalation", deadline_seconds=5),
+    "ListAlerts": pb.ListAlertsRequest(),
 }
 
 

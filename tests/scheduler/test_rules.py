@@ -155,4 +155,5 @@ def test_every_job_calls_a_maintenance_rpc_that_takes_its_key_and_has_a_schedule
     called = {job.name: [target.name for target in job.targets] for job in JOBS}
     assert called["cleanup"] == ["ledger.Cleanup", "subscriptions.Cleanup", "webhooks.Cleanup"]
     assert called["audit_integrity"] == ["ledger.AuditIntegrity", "subscriptions.AuditSubscriptions"]
-    assert len(called) == 10
+    assert called["billing_health"] == ["subscriptions.CheckHealth"]
+    assert len(called) == 11

@@ -46,9 +46,31 @@ async def states(db: AsyncConnection, names: Sequence[str], now: datetime) -> li
             paused=row.paused,
             created_at=row.created_at,
             last_tick=row.last_tick,
+            ticks_from=row.ticks_from,
         )
         for row in rows
     ]
+
+
+async def lock(db: AsyncConnection, name: str) -> None:
+    """Until the transaction ends no other operator changes this job."""
+    await db.execute(select(jobs.c.name).where(jobs.c.name == name).with_for_update())
+
+
+async def set_schedule(
+    db: AsyncConnection, name: str, *, schedule: str, deadline: timedelta, ticks_from: datetime | None
+) -> None:
+    """Change when a job runs and how long its calls may take; no tick before `ticks_from` is due."""
+    await db.execute(
+        update(jobs)
+        .where(jobs.c.name == name)
+        .values(
+            schedule=schedule,
+            deadline_seconds=int(deadline.total_seconds()),
+            ticks_from=ticks_from,
+            updated_at=func.now(),
+        )
+    )
 
 
 async def set_paused(db: AsyncConnection, name: str, *, paused: bool) -> bool:
@@ -88,8 +110,14 @@ async def remember(
     return kept is not None
 
 
-async def prune(db: AsyncConnection, *, older_than: datetime) -> int:
-    """Forget what operators asked long ago."""
+async def prune(db: AsyncConnection, *, older_than: datetime, limit: int) -> int:
+    """Forget what operators asked longest ago."""
+    oldest = (
+        select(operator_requests.c.idempotency_key)
+        .where(operator_requests.c.created_at < older_than)
+        .order_by(operator_requests.c.created_at)
+        .limit(limit)
+    )
     return (
-        await db.execute(delete(operator_requests).where(operator_requests.c.created_at < older_than))
+        await db.execute(delete(operator_requests).where(operator_requests.c.idempotency_key.in_(oldest)))
     ).rowcount

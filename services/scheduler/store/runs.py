@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Interval, Row, case, delete, exists, func, literal, null, select, update
+from sqlalchemy import Interval, Row, case, delete, exists, func, literal, null, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
@@ -194,9 +194,25 @@ async def page(
     return [_run(row) for row in await db.execute(statement)]
 
 
-async def prune(db: AsyncConnection, *, older_than: datetime) -> int:
-    """Delete runs that ended long ago."""
-    return (await db.execute(delete(job_runs).where(job_runs.c.finished_at < older_than))).rowcount
+async def prune(db: AsyncConnection, *, older_than: datetime, limit: int) -> int:
+    """Delete the runs that ended longest ago, but of each job not its newest tick: it would be claimed once more."""
+    newer = job_runs.alias()
+    superseded = exists().where(
+        newer.c.job == job_runs.c.job,
+        newer.c.trigger == job_runs.c.trigger,
+        newer.c.scheduled_for > job_runs.c.scheduled_for,
+    )
+    oldest = (
+        select(job_runs.c.id)
+        .where(
+            job_runs.c.finished_at < older_than,
+            or_(job_runs.c.trigger != Trigger.SCHEDULE.value, superseded),
+        )
+        .order_by(job_runs.c.finished_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return (await db.execute(delete(job_runs).where(job_runs.c.id.in_(oldest)))).rowcount
 
 
 def _mine(run: Run) -> Any:
