@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from billing.ledger.v1 import ledger_admin_pb2 as admin_pb
 from billing.ledger.v1 import ledger_maintenance_pb2 as maintenance_pb
+from pydantic import ValidationError
 
+from services.ledger.actions import cleanup as actions_cleanup
+from services.ledger.config import LedgerSettings
 from shared import errors
 from tests.ledger.builders import a_grant
 from tests.ledger.conftest import RunningLedger
@@ -99,7 +104,7 @@ async def test_a_finding_that_is_not_there_is_refused(ledger: RunningLedger) -> 
 
 
 async def test_cleanup_deletes_what_ended_long_ago_and_only_that(
-    ledger: RunningLedger, hand: Hand, tenant: str
+    ledger: RunningLedger, hand: Hand, tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key, days in (("blog.posts", 31), ("blog.drafts", 29), ("seo.audits", -1), ("blog.over", 400)):
         hand.run(
@@ -130,8 +135,16 @@ async def test_cleanup_deletes_what_ended_long_ago_and_only_that(
         )
         return answer.grace_periods, answer.rate_limit_buckets
 
-    assert await cleanup(dry_run=True) == (1, 1)
-    assert await cleanup() == (1, 1)
+    hand.run(
+        "INSERT INTO grace_periods (tenant_id, limit_key, expires_at, created_at)"
+        " SELECT %s || n, 'blog.posts', now() - make_interval(days => 30 + n), now() FROM generate_series(1, 5) n",
+        tenant,
+    )
+    monkeypatch.setattr(actions_cleanup, "AT_ONCE", 2)
+
+    assert await cleanup(dry_run=True) == (6, 1)
+    assert await cleanup() == (6, 1), "what was rehearsed, in portions"
+    assert await cleanup(dry_run=True) == (0, 0)
     assert await cleanup() == (0, 0)
     left = hand.look("SELECT limit_key FROM grace_periods WHERE tenant_id = %s", tenant)
     assert {row["limit_key"] for row in left} == {"blog.drafts", "seo.audits", "blog.over"}
@@ -140,3 +153,36 @@ async def test_cleanup_deletes_what_ended_long_ago_and_only_that(
         ("ledger", f"{tenant}:-23"),
         ("webhooks", f"{tenant}:-25"),
     }
+
+
+async def test_retention_is_configuration(ledger: RunningLedger, hand: Hand, tenant: str) -> None:
+    async def cleanup(days: int) -> tuple[int, int]:
+        kept = timedelta(days=days)
+        room = replace(ledger.ledger, grace_retention=kept, rate_limit_retention=kept)
+        return await actions_cleanup.cleanup(room, dry_run=False, time_left_seconds=30)
+
+    await cleanup(9)  # what others left
+    hand.run(
+        "INSERT INTO grace_periods (tenant_id, limit_key, expires_at, created_at)"
+        " VALUES (%s, 'blog.posts', now() - interval '8 days', now())",
+        tenant,
+    )
+    hand.run(
+        "INSERT INTO rate_limit_buckets (room, key, tat) VALUES ('ledger', %s, now() - interval '8 days')",
+        tenant,
+    )
+
+    assert await cleanup(9) == (0, 0)
+    assert await cleanup(7) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["grace", "rate_limit"])
+def test_retention_has_bounds(name: str) -> None:
+    setting = f"ledger_{name}_retention_days"
+    required = {"gateway_secret": "g" * 32, "operator_secret": "o" * 32, "room_secret": "r" * 32}
+    told = {**required, "ledger_database_url": "postgresql://ledger_rw@localhost/billing"}
+
+    assert getattr(LedgerSettings(**told, **{setting: 7}), setting) == 7
+    for days in (0, -1, 10_000):
+        with pytest.raises(ValidationError, match=setting):
+            LedgerSettings(**told, **{setting: days})

@@ -134,7 +134,7 @@ async def test_a_mirror_of_lots_that_disagree_with_their_lines_is_not_taken_for_
 
 async def settle(ledger: RunningLedger) -> maintenance_pb.SettleExpiredResponse:
     return await ledger.maintenance.SettleExpired(
-        maintenance_pb.SettleExpiredRequest(idempotency_key="job:settle_expired:now")
+        maintenance_pb.SettleExpiredRequest(idempotency_key="job:settle_expired:now"), timeout=40
     )
 
 
