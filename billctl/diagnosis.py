@@ -51,6 +51,7 @@ class Section:
     source: str
     more: int = 0
     aside: Sequence[str] = ()  # columns that are too wide for a table: in JSON alone
+    upright: bool = False  # one row, read from top to bottom
 
 
 @dataclass(frozen=True)

@@ -72,15 +72,18 @@ class Screen:
         except BrokenPipeError:
             leave_quietly()
 
-    def table(self, title: str, rows: Sequence[Mapping[str, Any]], more: int = 0) -> None:
+    def table(
+        self, title: str, rows: Sequence[Mapping[str, Any]], more: int = 0, *, upright: bool | None = None
+    ) -> None:
         """Rows with their column names; none is said to be none, and how many are not shown."""
         heading = Text(harmless(title), style="bold")
         if not rows:
             self._out.print(heading.append(": none", style="not bold"))
             return
-        alone = len(rows) == 1 and len(rows[0]) > COLUMNS_SIDE_BY_SIDE
+        if upright is None:
+            upright = len(rows) == 1 and len(rows[0]) > COLUMNS_SIDE_BY_SIDE
         self._out.print(heading)
-        self._print(_top_to_bottom(rows[0]) if alone else _side_by_side(rows))
+        self._print(_top_to_bottom(rows[0]) if upright else _side_by_side(rows))
         if more > 0:
             self._out.print(Text(f"and {more:,} more"))
 
@@ -102,8 +105,11 @@ class Screen:
             self.document({"command": command, "subject": view.subject, **told, **rows, **more, **following})
             return view.exit
         for section in view.sections:
-            rows = [{name: row[name] for name in row if name not in section.aside} for row in section.rows]
-            self.table(section.title, rows, section.more)
+            narrow = [
+                {name: value for name, value in row.items() if name not in section.aside}
+                for row in section.rows
+            ]
+            self.table(section.title, narrow, section.more, upright=section.upright)
             if self.with_sources:
                 self.line(section.source.strip(), "dim")
             self.line("")

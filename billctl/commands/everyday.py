@@ -30,7 +30,14 @@ class Severity(enum.StrEnum):
     CRITICAL = "critical"
 
 
-TaskState = enum.StrEnum("TaskState", {name.upper(): name for name in lists.TASK_STATES})
+class TaskState(enum.StrEnum):
+    """Which tasks."""
+
+    OPEN = "open"
+    PENDING = "pending"
+    ABANDONED = "abandoned"
+    COMPLETED = "completed"
+    ALL = "all"
 
 
 class Outcome(enum.StrEnum):
@@ -105,7 +112,7 @@ def list_tasks(
     look(
         "tasks list",
         Wish(as_json=as_json, with_sql=with_sql),
-        lambda desk, _screen: lists.tasks(desk, tenant=tenant or None, state=str(state), limit=limit),
+        lambda desk, _screen: lists.tasks(desk, tenant=tenant or None, state=state.value, limit=limit),
     )
 
 

@@ -27,6 +27,7 @@ async def section(
     **values: Any,
 ) -> Section:
     """What a statement answers. With a limit (the statement has none of its own) the rest is counted."""
+    statement = _asked(statement, values)
     if limit is None:
         return Section(
             key, title, await desk.rows(statement, **values), typed(statement, values), aside=aside
@@ -47,6 +48,15 @@ async def one(desk: Desk, statement: str, missing: str, **values: Any) -> dict[s
     if not rows:
         raise NotThere(missing)
     return rows[0]
+
+
+def _asked(statement: str, values: dict[str, Any]) -> str:
+    """The statement with those conditions alone that a value was given for."""
+    return re.sub(
+        r"\(%\((\w+)\)s::\w+ IS NULL OR (.+?)\)(?=\s+AND|\s+ORDER|;|\n)",
+        lambda found: "true" if values[found[1]] is None else found[2],
+        statement,
+    )
 
 
 def typed(statement: str, values: dict[str, Any]) -> str:
