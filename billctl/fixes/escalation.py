@@ -115,7 +115,7 @@ async def _would_do(desk: Desk) -> tuple[list[Mapping[str, Any]], str]:
     except (BillingError, NotDone) as error:
         return [], refusal(error) if isinstance(error, BillingError) else str(error)
     answer = moves.answers(run).get(CALL, {})
-    steps = [
+    steps: list[Mapping[str, Any]] = [
         {
             "tenant_id": step.get("tenantId"),
             "kind": step.get("kind"),
@@ -125,8 +125,7 @@ async def _would_do(desk: Desk) -> tuple[list[Mapping[str, Any]], str]:
         for step in answer.get("steps", ())
         if isinstance(step, dict)
     ]
-    counts = {name: value for name, value in answer.items() if isinstance(value, float)}
-    return (steps or [counts] if counts else steps), ""
+    return steps, ""
 
 
 def _about_the_job(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -10,15 +10,15 @@ from billing.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
 from billing.subscriptions.v1 import subscriptions_admin_pb2 as admin_pb
 from billing.subscriptions.v1.subscriptions_admin_pb2_grpc import SubscriptionsAdminServiceStub
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from billctl.desk import Desk, refusal
-from billctl.diagnosis import NotDone, Order, Step
+from billctl.diagnosis import NotDone, NotThere, Order, Step
 from shared.errors import FailedPrecondition, NotFound
 
 # A job answers when it ended; the scheduler lets none work for longer.
 JOB_SECONDS = 600
 DIAGNOSIS_SECONDS = 30
-COMES_AFTER = "if credits were lost meanwhile, give them back: billctl fix double-charge {tenant} --credits N"
 
 
 def run_job(desk: Desk, job: str, does: str, touches: str) -> Step:
@@ -39,7 +39,7 @@ async def ran(
     request = scheduler_pb.RunJobRequest(
         idempotency_key=key, job=job, dry_run=dry_run, actor=actor, reason=reason
     )
-    run = (await desk.ask(scheduler.RunJob, request, seconds=JOB_SECONDS)).run
+    run: scheduler_pb.Run = (await desk.ask(scheduler.RunJob, request, seconds=JOB_SECONDS)).run
     if run.outcome != scheduler_pb.RUN_OUTCOME_SUCCEEDED:
         raise NotDone(f"{job} {run.id} {outcome(run)}: {told(run)}")
     return run
@@ -66,12 +66,15 @@ def told(run: scheduler_pb.Run) -> str:
 
 
 async def diagnose_tenant(desk: Desk, tenant_id: str) -> admin_pb.DiagnoseTenantResponse:
-    """Our books beside the provider's word."""
+    """Our books beside the provider's word; raises NotThere when there is no such tenant."""
     admin = desk.stub("subscriptions", SubscriptionsAdminServiceStub)
     request = admin_pb.DiagnoseTenantRequest(tenant_id=tenant_id)
-    answer: admin_pb.DiagnoseTenantResponse = await desk.ask(
-        admin.DiagnoseTenant, request, seconds=DIAGNOSIS_SECONDS
-    )
+    try:
+        answer: admin_pb.DiagnoseTenantResponse = await desk.ask(
+            admin.DiagnoseTenant, request, seconds=DIAGNOSIS_SECONDS
+        )
+    except NotFound as error:
+        raise NotThere(f"there is no tenant {tenant_id}") from error
     return answer
 
 
@@ -133,6 +136,6 @@ def named(command: str) -> tuple[str, Mapping[str, Any]]:
     return words[-1].rpartition("/")[2], json.loads(words[words.index("-d") + 1])
 
 
-def shown(moment: Any) -> str:
-    """A protobuf moment as people read it."""
-    return moment.ToDatetime().strftime("%Y-%m-%dT%H:%M:%SZ")
+def shown(moment: Timestamp) -> str:
+    """A moment as people read it."""
+    return f"{moment.ToDatetime():%Y-%m-%dT%H:%M:%SZ}"
