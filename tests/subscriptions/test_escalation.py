@@ -203,7 +203,8 @@ async def test_who_never_pays_is_reminded_three_times_and_lands_on_free(
     at_provider = room.sandbox.sdk.subscription.fetch(subscription_id)
     assert at_provider["status"] == "cancelled"
     [reported] = [each for each in answer.alerts if each.tenant_id == tenant]
-    assert reported.severity == alert_pb2.ALERT_SEVERITY_CRITICAL
+    assert (reported.severity, reported.is_event) == (alert_pb2.ALERT_SEVERITY_CRITICAL, True)
+    assert reported.key == f"subscriptions.auto_downgraded:{tenant}:{subscription_id}:1"
     told = notices(room, tenant)
     assert [notice["kind"] for notice in told] == KINDS
     assert {notice["cycle_ref"] for notice in told} == {f"{subscription_id}:1"}
@@ -215,8 +216,14 @@ async def test_who_never_pays_is_reminded_three_times_and_lands_on_free(
     assert audit["metadata"]["before"]["plan_id"] == "pro"
     assert audit["metadata"]["after"]["plan_id"] == "free"
     assert "auto_downgraded" in audit["metadata"]["reason"]
-    assert of(await run(room), tenant) == []
+    again = await run(room)
+    assert of(again, tenant) == []
+    assert reported in again.alerts, "whoever lost the first answer hears of it from the next run"
     assert (await room.current(tenant)).alerts == []
+    travel.forward(days=0.99)
+    assert reported in (await run(room)).alerts
+    travel.forward(days=0.02)
+    assert [each for each in (await run(room)).alerts if each.tenant_id == tenant] == []
 
 
 async def test_the_downgrade_says_what_is_used_beyond_free(room: Room, tenant: str, travel: Travel) -> None:

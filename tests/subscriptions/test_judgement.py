@@ -18,7 +18,9 @@ from services.subscriptions.rules.findings import (
     PaymentLine,
     judge,
 )
+from services.subscriptions.rules.ladder import DOWNGRADE
 from services.subscriptions.rules.lifecycle import Subscription
+from services.subscriptions.rules.policy import LADDER, Step
 from services.subscriptions.rules.tasks import Task
 from tests.subscriptions.builders import CATALOG, MONTH, START, a_known, a_snapshot
 
@@ -257,9 +259,38 @@ def test_an_upgrade_that_was_authorised_is_not_given_up() -> None:
     waiting = replace(OTHER, status="created", paid_count=0, authorised=False)
 
     assert checks(replace(BOOKS, row=row, known=(LIVE, waiting))) == ["orphan_pending_sub"]
-    assert checks(replace(BOOKS, row=row, known=(LIVE, replace(waiting, authorised=True)))) == []
+    authorised = replace(waiting, authorised=True)
+    assert checks(replace(BOOKS, row=row, known=(LIVE, authorised))) == ["stuck_checkout"]
+    later = replace(row, pending_effective_at=NOW - timedelta(hours=71))
+    assert checks(replace(BOOKS, row=later, known=(LIVE, authorised))) == []
+    [found] = judge(replace(BOOKS, row=row, known=(LIVE, replace(authorised, paid_count=1))), CATALOG, NOW)
+    assert (found.check_type, found.severity) == ("stuck_checkout", "critical")
     for kind in ("downgrade", "cycle_switch"):
         assert checks(replace(BOOKS, row=replace(row, pending_kind=kind), known=(LIVE, waiting))) == []
+
+
+@pytest.mark.parametrize(
+    ("days", "expected"), [(14.1, []), (14.2, ["missed_escalation"])], ids=["in time", "forgotten"]
+)
+def test_who_should_be_on_free_by_now_was_forgotten(days: float, expected: list[str]) -> None:
+    row = replace(BOOKS.row, status="past_due", past_due_since=NOW - timedelta(days=days))
+
+    assert checks(replace(BOOKS, row=row)) == expected
+    patient = (*LADDER[:3], Step(30, DOWNGRADE))
+    assert judge(replace(BOOKS, row=row), CATALOG, NOW, VIEW, patient) == []
+
+
+def test_a_task_that_waits_for_one_before_it_is_not_overdue() -> None:
+    due = NOW - timedelta(hours=2)
+    first = a_task("grant_credits", "a", next_attempt_at=NOW + timedelta(minutes=5))
+    behind = a_task("grant_credits", "b", id="tsk_2", position=2, next_attempt_at=due)
+
+    assert "overdue_task" not in checks(replace(BOOKS, tasks=(first, behind)))
+    assert "overdue_task" in checks(replace(BOOKS, tasks=(behind,)))
+    beside = replace(behind, counterpart="provider")
+    assert "overdue_task" in checks(replace(BOOKS, tasks=(first, beside)))
+    given_up = replace(first, abandoned_at=NOW)
+    assert "overdue_task" in checks(replace(BOOKS, tasks=(given_up, behind)))
 
 
 def test_equal_books_and_words_have_no_difference() -> None:

@@ -249,15 +249,21 @@ class Process:
         )
         self._process = subprocess.Popen([sys.executable, "-m", "services.subscriptions"], cwd=ROOT, env=told)
 
-    async def escalate(self) -> subscriptions_maintenance_pb2.EscalatePastDueResponse:
-        """One run of the job, as soon as the room serves."""
+    async def jobs(
+        self,
+    ) -> tuple[
+        subscriptions_maintenance_pb2.EscalatePastDueResponse,
+        subscriptions_maintenance_pb2.CheckHealthResponse,
+    ]:
+        """One run of each job, as soon as the room serves."""
         channel = open_channel(self.address, SecretStr(SECRETS["room_secret"]))
         stub = subscriptions_maintenance_pb2_grpc.SubscriptionsMaintenanceServiceStub(channel)
-        request = subscriptions_maintenance_pb2.EscalatePastDueRequest(idempotency_key="job:escalation:1")
+        escalate = subscriptions_maintenance_pb2.EscalatePastDueRequest(idempotency_key="job:escalation:1")
+        check = subscriptions_maintenance_pb2.CheckHealthRequest(idempotency_key="job:billing_health:1")
         try:
             for _ in range(200):
                 try:
-                    return await stub.EscalatePastDue(request)
+                    return await stub.EscalatePastDue(escalate), await stub.CheckHealth(check)
                 except BillingError:
                     await asyncio.sleep(0.1)
             raise AssertionError("the room did not serve in time")
@@ -294,10 +300,11 @@ async def test_the_job_delivers_to_the_url_of_the_settings_and_names_what_does_n
     with listening(picky) as endpoint:
         process = Process(database, endpoint.url)
         room_as_process.append(process)
-        answer = await process.escalate()
+        escalated, health = await process.jobs()
 
-    assert answer.notices_sent == 1
-    [alert] = answer.alerts
+    assert escalated.notices_sent == 1
+    assert [each for each in escalated.alerts if not each.is_event] == []
+    [alert] = [each for each in health.alerts if "notices" in each.key]
     assert (alert.key, dict(alert.evidence)) == ("subscriptions.notices_undelivered", {"count": "1"})
     assert all("x-billing-signature" in received.headers for received in endpoint.received)
     delivered = {row["kind"]: row["sent_at"] is not None for row in rows(room, tenant)}
