@@ -209,7 +209,8 @@ def _side_by_side(rows: Sequence[Mapping[str, Any]]) -> Table:
     for name in rows[0]:
         numbers = [row[name] for row in rows if row[name] is not None]
         right = bool(numbers) and all(isinstance(each, int | float | Decimal) for each in numbers)
-        table.add_column(Text(name), justify="right" if right else "left", overflow="fold")
+        whole = name in {"id", "at"} or name.endswith("_at")  # what is copied, and what is compared
+        table.add_column(Text(name), justify="right" if right else "left", overflow="fold", no_wrap=whole)
     for row in rows:
         table.add_row(*(Text(harmless(shown(value))) for value in row.values()))
     return table

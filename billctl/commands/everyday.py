@@ -103,7 +103,7 @@ def resolve_finding(
 @tasks.command("list")
 def list_tasks(
     tenant: Tenant = "",
-    state: Annotated[TaskState, typer.Option("--state", help="which; open: not done")] = TaskState.OPEN,  # type: ignore[attr-defined,valid-type]
+    state: Annotated[TaskState, typer.Option("--state", help="which; open: not done")] = TaskState.OPEN,
     limit: Limit = 50,
     as_json: AsJson = False,
     with_sql: WithSql = False,

@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
-from billctl.commands import everyday
+from billctl.commands import everyday, tenant
 from billctl.commands.options import Limit, Since, Tenant
 from billctl.desk import Desk
 from billctl.diagnosis import View
-from billctl.looks import health, lists
+from billctl.looks import deploy, health, lists
 from billctl.running import AsJson, Wish, WithSql, look
 from billctl.screen import Screen
 
@@ -16,6 +16,8 @@ from billctl.screen import Screen
 def add_to(app: typer.Typer) -> None:
     """Put the commands on the command line."""
     app.command("health")(show_health)
+    app.command("verify-deploy")(verify_deploy)
+    app.add_typer(tenant.app, name="tenant")
     app.add_typer(everyday.findings, name="findings")
     app.add_typer(everyday.tasks, name="tasks")
     app.add_typer(everyday.jobs, name="jobs")
@@ -32,8 +34,17 @@ def show_health(as_json: AsJson = False, with_sql: WithSql = False) -> None:
     look("health", Wish(as_json=as_json, with_sql=with_sql), show)
 
 
+def verify_deploy(as_json: AsJson = False, with_sql: WithSql = False) -> None:
+    """Ten minutes after a deploy: tables, columns, migrations, rooms, first tick, every job."""
+
+    async def show(desk: Desk, screen: Screen) -> View:
+        return await deploy.show(desk, everything=screen.as_json or screen.with_sources)
+
+    look("verify-deploy", Wish(as_json=as_json, with_sql=with_sql), show)
+
+
 def show_alerts(
-    tenant: Tenant = "",
+    whose: Tenant = "",
     over: Annotated[bool, typer.Option("--all", help="those that are over too")] = False,
     limit: Limit = 50,
     as_json: AsJson = False,
@@ -43,12 +54,12 @@ def show_alerts(
     look(
         "alerts",
         Wish(as_json=as_json, with_sql=with_sql),
-        lambda desk, _screen: lists.alerts(desk, tenant=tenant or None, over=over, limit=limit),
+        lambda desk, _screen: lists.alerts(desk, tenant=whose or None, over=over, limit=limit),
     )
 
 
 def show_audit_log(
-    tenant: Tenant = "",
+    whose: Tenant = "",
     action: Annotated[str, typer.Option("--action", help="only this, such as plan.changed")] = "",
     actor: Annotated[str, typer.Option("--actor", help="only what this person did")] = "",
     since: Since = None,
@@ -62,7 +73,7 @@ def show_audit_log(
         Wish(as_json=as_json, with_sql=with_sql),
         lambda desk, _screen: lists.audit_log(
             desk,
-            tenant=tenant or None,
+            tenant=whose or None,
             action=action or None,
             actor=actor or None,
             since=since,

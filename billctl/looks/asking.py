@@ -24,14 +24,14 @@ async def section(
     *,
     limit: int | None = None,
     aside: Sequence[str] = (),
+    upright: bool = False,
     **values: Any,
 ) -> Section:
     """What a statement answers. With a limit (the statement has none of its own) the rest is counted."""
     statement = _asked(statement, values)
     if limit is None:
-        return Section(
-            key, title, await desk.rows(statement, **values), typed(statement, values), aside=aside
-        )
+        rows = await desk.rows(statement, **values)
+        return Section(key, title, rows, typed(statement, values), aside=aside, upright=upright)
     bare = statement.strip().removesuffix(";")
     rows = await desk.rows(bare + "\nLIMIT %(limit)s", **values, limit=limit)
     more = 0
@@ -52,11 +52,12 @@ async def one(desk: Desk, statement: str, missing: str, **values: Any) -> dict[s
 
 def _asked(statement: str, values: dict[str, Any]) -> str:
     """The statement with those conditions alone that a value was given for."""
-    return re.sub(
+    asked = re.sub(
         r"\(%\((\w+)\)s::\w+ IS NULL OR (.+?)\)(?=\s+AND|\s+ORDER|;|\n)",
         lambda found: "true" if values[found[1]] is None else found[2],
         statement,
     )
+    return asked.replace("\n  AND true", "")
 
 
 def typed(statement: str, values: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ async def show_list(
 ) -> View:
     """Open findings, or all, most severe first."""
     aside = ("observed",) if closed else ("observed", "resolved_at", "resolved_by")
-    values = {"tenant": tenant, "check": check, "severity": severity, "all": closed}
+    values: dict[str, Any] = {"tenant": tenant, "check": check, "severity": severity, "all": closed}
     title = "findings" if closed else "open findings"
     part = await asking.section(desk, "findings", title, LIST, limit=limit, aside=aside, **values)
     opened = [row["id"] for row in part.rows if row["resolved_at"] is None]

@@ -1,6 +1,5 @@
 """Lists that a person goes through: tasks, alerts, the audit log."""
 
-import re
 from datetime import datetime
 from typing import Any
 
@@ -87,12 +86,7 @@ async def audit_log(
     limit: int,
 ) -> View:
     """Who changed what and why, in every room, newest first."""
-    values = {"tenant": tenant, "action": action, "actor": actor, "since": since}
+    values: dict[str, Any] = {"tenant": tenant, "action": action, "actor": actor, "since": since}
     aside = ("actor_type", "before", "after", "request_id", "id")
     part = await asking.section(desk, "entries", "audit log", AUDIT_LOG, limit=limit, aside=aside, **values)
     return View("audit log", [part])
-
-
-def plain_state(name: str) -> str:
-    """`RUN_OUTCOME_SUCCEEDED` as people say it."""
-    return re.sub(r"^[A-Z]+_[A-Z]+_", "", name).lower()
