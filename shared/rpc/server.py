@@ -106,6 +106,7 @@ async def serve(
     `probe` fails while the room cannot do its work; health follows it.
     `metrics_listen` is where Prometheus asks, empty for nowhere; `exposition` is what it is told there.
     """
+    metrics.expect(room)
     tracing.start(room, settings.otel_exporter_otlp_endpoint)
     shown = metrics.bind(metrics_listen, f"{room.upper()}_METRICS_LISTEN") if metrics_listen else None
     stop = asyncio.Event()

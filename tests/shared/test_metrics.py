@@ -336,6 +336,19 @@ async def test_prometheus_own_parser_reads_every_line() -> None:
     assert text.endswith("\n")
 
 
+async def test_a_name_that_two_registries_know_has_one_heading() -> None:
+    also = CollectorRegistry()
+    gauge = Gauge(
+        "billing_integrity_findings_open", "Mine", ["room", "check_type", "severity"], registry=also
+    )
+    gauge.labels("test_one_heading", "overdue_holds", "warning").set(3)
+
+    text = (await metrics.Exposition(also=also).text()).decode()
+
+    assert text.count("# TYPE billing_integrity_findings_open gauge") == 1
+    assert 'severity="warning"} 3.0' in text
+
+
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not on PATH")
 def test_promtool_has_nothing_to_say_of_what_every_room_shows() -> None:
     assert PROMTOOL is not None
