@@ -82,12 +82,13 @@ def failure(target: Target, error: BillingError) -> Report:
 class AlertSink:
     """A Slack-compatible webhook. Its URL is a secret and appears in no message."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, timeout_seconds: float = SINK_TIMEOUT_SECONDS) -> None:
         self.failures = 0  # in a row
         self._url = url
+        self._timeout_seconds = timeout_seconds
         # One for all posts: making one reads every certificate authority there is. No connection outlives its post.
         self._client = httpx.AsyncClient(
-            timeout=SINK_TIMEOUT_SECONDS,
+            timeout=timeout_seconds,
             follow_redirects=False,
             limits=httpx.Limits(max_connections=1, max_keepalive_connections=0),
         )
@@ -102,7 +103,7 @@ class AlertSink:
     async def _post(self, text: str) -> bool:
         try:
             async with (
-                asyncio.timeout(SINK_TIMEOUT_SECONDS),
+                asyncio.timeout(self._timeout_seconds),
                 self._client.stream("POST", self._url, json={"text": escaped(text)}) as answer,
             ):
                 return answer.is_success

@@ -10,6 +10,7 @@ import pytest
 from billing.ledger.v1 import ledger_maintenance_pb2 as ledger_pb
 from billing.ledger.v1 import ledger_maintenance_pb2_grpc as ledger_grpc
 from billing.maintenance.v1 import alert_pb2
+from billing.scheduler.v1 import scheduler_pb2_grpc as scheduler_grpc
 from billing.subscriptions.v1 import subscriptions_maintenance_pb2 as subscriptions_pb
 from billing.subscriptions.v1 import subscriptions_maintenance_pb2_grpc as subscriptions_grpc
 from billing.webhooks.v1 import webhooks_maintenance_pb2_grpc as webhooks_grpc
@@ -17,6 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.scheduler import actions
 from services.scheduler.clients import Maintenance
+from services.scheduler.loop import Loop
+from services.scheduler.rpc import SchedulerService
 from shared.config import RoomSettings
 from shared.database import create_engine
 from shared.errors import BillingError
@@ -136,4 +139,35 @@ async def maintenance(rooms: Rooms, settings: RoomSettings) -> AsyncIterator[Mai
     """The scheduler's way to the rooms."""
     channel = open_channel(rooms.address, settings.room_secret)
     yield Maintenance(dict.fromkeys(("ledger", "subscriptions", "webhooks"), channel))
+    await channel.close()
+
+
+@pytest.fixture
+async def loop(engine: AsyncEngine, maintenance: Maintenance) -> AsyncIterator[Loop]:
+    """The scheduler that executes what the door claims."""
+    loop = Loop(engine, maintenance, sink=None)
+    yield loop
+    await loop.drain()
+
+
+@pytest.fixture
+async def address(engine: AsyncEngine, loop: Loop, settings: RoomSettings) -> AsyncIterator[str]:
+    """The scheduler's door, served with the whole stack."""
+    door = Door(
+        "billing.scheduler.v1.SchedulerService",
+        scheduler_grpc.add_SchedulerServiceServicer_to_server,
+        SchedulerService(engine, owner=loop.owner, start=loop.start),
+        Audience.OPERATOR,
+    )
+    async with running_server(
+        room="scheduler", listen="127.0.0.1:0", settings=settings, doors=[door]
+    ) as served:
+        yield served[0]
+
+
+@pytest.fixture
+async def operator(address: str, settings: RoomSettings) -> AsyncIterator[Any]:
+    """An operator's stub."""
+    channel = open_channel(address, settings.operator_secret)
+    yield scheduler_grpc.SchedulerServiceStub(channel)
     await channel.close()

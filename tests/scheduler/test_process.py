@@ -1,17 +1,11 @@
 """The scheduler as processes: killed, doubled, stopped, started wrong."""
 
 import asyncio
-import os
-import signal
 import socket
-import subprocess
-import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -28,56 +22,9 @@ from shared.config import RoomSettings
 from shared.errors import Unavailable
 from shared.rpc.client import open_channel
 from tests.scheduler.conftest import Rooms
+from tests.scheduler.processes import Schedulers, schedulers, until
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass
-class Schedulers:
-    """Processes that a test starts, and their environment."""
-
-    environment: dict[str, str]
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def start(self, **changes: str | None) -> subprocess.Popen[bytes]:
-        """Start one; None takes a variable away."""
-        environment = {
-            name: value for name, value in (self.environment | changes).items() if value is not None
-        }
-        process = subprocess.Popen(
-            [sys.executable, "-m", "services.scheduler"],
-            cwd=ROOT,
-            env=environment,
-            stderr=subprocess.PIPE,
-        )
-        self.started.append(process)
-        return process
-
-
-@pytest.fixture
-def schedulers(
-    database: Any, settings: RoomSettings, rooms: Rooms, engine: AsyncEngine
-) -> Iterator[Schedulers]:
-    """A way to start schedulers that call the test's rooms."""
-    schedulers = Schedulers(
-        {
-            "PATH": os.environ["PATH"],
-            "SCHEDULER_DATABASE_URL": database.url("scheduler_rw"),
-            "SCHEDULER_LISTEN": "127.0.0.1:0",
-            "LEDGER_ADDRESS": rooms.address,
-            "SUBSCRIPTIONS_ADDRESS": rooms.address,
-            "WEBHOOKS_ADDRESS": rooms.address,
-            "GATEWAY_SECRET": settings.gateway_secret.get_secret_value(),
-            "OPERATOR_SECRET": settings.operator_secret.get_secret_value(),
-            "ROOM_SECRET": settings.room_secret.get_secret_value(),
-        }
-    )
-    yield schedulers
-    for process in schedulers.started:
-        process.kill()
-        process.wait()
-        assert process.stderr is not None
-        process.stderr.close()
+__all__ = ["schedulers"]
 
 
 @pytest.fixture
@@ -86,14 +33,6 @@ async def second(engine: AsyncEngine, maintenance: Maintenance) -> AsyncIterator
     loop = Loop(engine, maintenance, sink=None)
     yield loop
     await loop.drain()
-
-
-async def until(condition: Any, *, seconds: float = 15) -> None:
-    """Wait until something holds."""
-    ends_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends_at, "it did not happen in time"
-        await asyncio.sleep(0.05)
 
 
 async def test_kill_9_during_a_call_and_another_scheduler_finishes_the_tick_with_its_key(
@@ -117,25 +56,6 @@ async def test_kill_9_during_a_call_and_another_scheduler_finishes_the_tick_with
         "SELECT owner, fence, outcome FROM job_runs ORDER BY scheduled_for LIMIT 1"
     ).fetchone()
     assert row == (second.owner, 2, "succeeded")
-
-
-async def test_two_processes_run_each_tick_once_and_stop_when_asked(
-    schedulers: Schedulers, rooms: Rooms, admin: psycopg.Connection
-) -> None:
-    processes = [schedulers.start(), schedulers.start()]
-    await until(lambda: len(rooms.asked) >= 3)
-    await asyncio.sleep(2)
-    assert all(rooms.keys(name).count(key) == 1 for name, key, _ in rooms.asked)
-    owners = admin.execute("SELECT count(DISTINCT (job, scheduled_for)), count(*) FROM job_runs").fetchone()
-    assert owners is not None
-    assert owners[0] == owners[1]
-    began = time.monotonic()
-    for process in processes:
-        process.send_signal(signal.SIGTERM)
-    for process in processes:
-        assert await asyncio.to_thread(process.wait, 20) == 0
-    assert time.monotonic() - began < 15
-    assert admin.execute("SELECT count(*) FROM job_runs WHERE finished_at IS NULL").fetchone() == (0,)
 
 
 async def test_a_process_answers_operators(
@@ -164,11 +84,11 @@ async def test_a_process_answers_operators(
 
 def test_missing_settings_are_named_all_at_once(schedulers: Schedulers) -> None:
     process = schedulers.start(SCHEDULER_DATABASE_URL=None, ROOM_SECRET="too-short")
-    _, said = process.communicate(timeout=20)
-    assert process.returncode != 0
-    assert b"SCHEDULER_DATABASE_URL" in said
-    assert b"ROOM_SECRET" in said
-    assert b"too-short" not in said
+    assert process.wait(timeout=20) != 0
+    said = schedulers.said(process)
+    assert "SCHEDULER_DATABASE_URL" in said
+    assert "ROOM_SECRET" in said
+    assert "too-short" not in said
 
 
 def test_a_schema_that_is_behind_is_refused_with_what_to_do(
@@ -178,11 +98,13 @@ def test_a_schema_that_is_behind_is_refused_with_what_to_do(
     admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
     try:
         url = database.url("scheduler_rw").rsplit("/", 1)[0] + f"/{name}"
-        _, said = schedulers.start(SCHEDULER_DATABASE_URL=url).communicate(timeout=20)
+        process = schedulers.start(SCHEDULER_DATABASE_URL=url)
+        process.wait(timeout=20)
     finally:
         admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-    assert b"schema 'scheduler' is at nothing and lacks scheduler:0001" in said
-    assert b"Traceback" not in said
+    said = schedulers.said(process)
+    assert "schema 'scheduler' is at nothing and lacks scheduler:0001" in said
+    assert "Traceback" not in said
 
 
 async def test_time_goes_on_after_the_clock_is_turned_back(

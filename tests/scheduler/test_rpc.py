@@ -1,7 +1,6 @@
 """The operators' door: who may enter, what they can ask, and that a key is spent once."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,12 +10,9 @@ import pytest
 from billing.scheduler.v1 import scheduler_pb2 as pb
 from billing.scheduler.v1 import scheduler_pb2_grpc as pb_grpc
 from google.protobuf import json_format
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.scheduler.clients import Maintenance
 from services.scheduler.jobs import JOBS
 from services.scheduler.loop import Loop
-from services.scheduler.rpc import SchedulerService
 from shared import clock
 from shared.config import RoomSettings
 from shared.errors import (
@@ -28,40 +24,7 @@ from shared.errors import (
     Unauthenticated,
 )
 from shared.rpc.client import open_channel
-from shared.rpc.server import Audience, Door, running_server
 from tests.scheduler.conftest import Rooms
-
-
-@pytest.fixture
-async def loop(engine: AsyncEngine, maintenance: Maintenance) -> AsyncIterator[Loop]:
-    """The scheduler that executes what the door claims."""
-    loop = Loop(engine, maintenance, sink=None)
-    yield loop
-    await loop.drain()
-
-
-@pytest.fixture
-async def address(engine: AsyncEngine, loop: Loop, settings: RoomSettings) -> AsyncIterator[str]:
-    """The scheduler's door, served with the whole stack."""
-    door = Door(
-        "billing.scheduler.v1.SchedulerService",
-        pb_grpc.add_SchedulerServiceServicer_to_server,
-        SchedulerService(engine, owner=loop.owner, start=loop.start),
-        Audience.OPERATOR,
-    )
-    async with running_server(
-        room="scheduler", listen="127.0.0.1:0", settings=settings, doors=[door]
-    ) as served:
-        yield served[0]
-
-
-@pytest.fixture
-async def operator(address: str, settings: RoomSettings) -> AsyncIterator[Any]:
-    """An operator's stub."""
-    channel = open_channel(address, settings.operator_secret)
-    yield pb_grpc.SchedulerServiceStub(channel)
-    await channel.close()
-
 
 REQUESTS = {
     "ListJobs": pb.ListJobsRequest(),
