@@ -42,6 +42,11 @@ def unpack(commit: str, into: Path) -> Path:
     return into
 
 
+def text(commit: str, place: str) -> str:
+    """One of its files."""
+    return _git("show", f"{commit}:{place}").decode()
+
+
 def environment(house: Path) -> dict[str, str]:
     """For a Python that runs the code of that folder and none of ours."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
@@ -62,7 +67,8 @@ def among_its_tests(house: Path) -> dict[str, str]:
     return told | {"PYTEST_PLUGINS": PLUGIN, NEWER_HOUSE: str(HOUSE)}
 
 
-def _git(*arguments: str) -> None:
+def _git(*arguments: str) -> bytes:
     # Root in a container is often not the owner of the checkout, and git would refuse to read it.
     trusted = ["-c", f"safe.directory={HOUSE}"]
-    subprocess.run(["git", *trusted, "-C", HOUSE, *arguments], check=True, capture_output=True)
+    told = subprocess.run(["git", *trusted, "-C", HOUSE, *arguments], check=True, capture_output=True)
+    return told.stdout

@@ -38,6 +38,7 @@ class RunningSuite:
         self.clock = data_dir / "clock"
         self.log = data_dir / "suite.log"
         self.settings = settings
+        self.house = HOUSE  # whose code it runs
         self.runtime: dict[str, Any] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -62,7 +63,7 @@ class RunningSuite:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "suite", "run"],
-                cwd=HOUSE,
+                cwd=self.house,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
