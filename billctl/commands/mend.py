@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from billctl.fixes import double_charge, escalation
+from billctl.fixes import double_charge, escalation, wrong_plan
 from billctl.running import Actor, Apply, AsJson, Reason, Ticket, Wish, WithSql, mend
 
 app = typer.Typer(
@@ -57,3 +57,18 @@ def fix_escalation(
     """Past-due tenants that should have been put on free (runbook 6)."""
     wish = Wish(apply, ticket, reason, actor, as_json, with_sql)
     mend("fix escalation", wish, lambda desk, _screen: escalation.diagnose(desk))
+
+
+@app.command("wrong-plan")
+def fix_wrong_plan(
+    tenant: Tenant,
+    apply: Apply = False,
+    ticket: Ticket = "",
+    reason: Reason = "",
+    actor: Actor = "",
+    as_json: AsJson = False,
+    with_sql: WithSql = False,
+) -> None:
+    """A customer paid for one plan and has another: stale limits, missed events, changes not made (runbook 4)."""
+    wish = Wish(apply, ticket, reason, actor, as_json, with_sql)
+    mend("fix wrong-plan", wish, lambda desk, _screen: wrong_plan.diagnose(desk, tenant))

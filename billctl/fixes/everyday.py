@@ -34,6 +34,9 @@ def closing(desk: Desk, finding_id: str, room: str) -> Step:
     """The step that closes a finding."""
 
     async def close(order: Order) -> str:
+        now = await findings.find(desk, finding_id)
+        if now["resolved_at"] is not None:
+            return f"closed by {now['resolved_by']}"  # the audit saw that it is well
         if room == "ledger":
             ledger = desk.stub("ledger", LedgerAdminServiceStub)
             request = ledger_pb.ResolveFindingRequest(
