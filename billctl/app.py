@@ -2,7 +2,7 @@
 
 import typer
 
-from billctl.commands import look, mend
+from billctl.commands import everyday, look, mend
 
 app = typer.Typer(
     name="billctl",
@@ -16,6 +16,7 @@ app = typer.Typer(
     ),
 )
 look.add_to(app)
+mend.app.command("finding")(everyday.fix_finding)
 app.add_typer(mend.app, name="fix")
 
 

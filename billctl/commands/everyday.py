@@ -7,6 +7,7 @@ import typer
 
 from billctl.commands.options import Limit, Tenant
 from billctl.fixes import everyday
+from billctl.fixes import finding as finding_fix
 from billctl.looks import findings as finding_looks
 from billctl.looks import jobs as job_looks
 from billctl.looks import lists
@@ -246,3 +247,17 @@ def schedule_job(
         raise typer.BadParameter(f'{cron!r} is no schedule of five fields, such as "*/5 * * * *"')
     wish = Wish(apply, ticket, reason, actor, as_json, with_sql)
     mend("jobs schedule", wish, lambda desk, _screen: everyday.schedule_job(desk, job, cron, deadline))
+
+
+def fix_finding(
+    finding: FindingId,
+    apply: Apply = False,
+    ticket: Ticket = "",
+    reason: Reason = "",
+    actor: Actor = "",
+    as_json: AsJson = False,
+    with_sql: WithSql = False,
+) -> None:
+    """The integrity audit found something: mend it, prove it, close it (runbook 2)."""
+    wish = Wish(apply, ticket, reason, actor, as_json, with_sql)
+    mend("fix finding", wish, lambda desk, screen: finding_fix.diagnose(desk, screen, finding))

@@ -140,12 +140,7 @@ async def _revisions(desk: Desk) -> Line:
             "schema": name,
             "revision": there.get(name),
             "expected": known[-1],
-            # Migrations only add: a newer schema serves the release before it.
-            "state": "ok"
-            if there.get(name) == known[-1]
-            else "behind"
-            if there.get(name) in known
-            else "newer",
+            "state": _standing(there.get(name), known),
         }
         for name, known in expected.items()
     ]
@@ -159,6 +154,13 @@ async def _revisions(desk: Desk) -> Line:
         return _line("migrations", Verdict.WARNING, words, "is this the checkout that was deployed?"), section
     value = ", ".join(f"{row['schema']} {row['revision']}" for row in rows)
     return _line("migrations", Verdict.OK, value), section
+
+
+def _standing(revision: str | None, known: Sequence[str]) -> str:
+    """Migrations only add: a newer schema serves the release before it, an older one does not serve this."""
+    if revision == known[-1]:
+        return "ok"
+    return "behind" if revision is None or revision in known else "newer"
 
 
 def _revisions_of(schema: Schema) -> list[str]:
