@@ -72,6 +72,7 @@ TEMPLATE = "template_billing"
 # Files that belong to one worker: the running suite is one and the same, and operators' tests share rooms.
 TOGETHER = {
     "tests/journeys/": "the running suite",
+    "tests/deploy/": "the running suite",
     "tests/suite/test_launcher.py": "the running suite",
     "tests/operators/": "operators",
 }
