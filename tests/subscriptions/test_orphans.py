@@ -60,6 +60,40 @@ async def test_a_cancellation_that_the_provider_could_not_do_is_owed(room: Room,
     assert room.sandbox.sdk.subscription.fetch(orphan)["status"] == "cancelled"
 
 
+async def test_a_cancellation_that_was_given_up_is_taken_up_by_asking_again(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    orphan = orphan_of(room, tenant)
+    path = f"/v1/subscriptions/{orphan}/cancel"
+    room.sandbox.set("faults", kind="status", status=500, times=1, method="POST", path=path)
+    owed = (await room.admin.CancelOrphanSubscription(cancel(tenant, orphan))).task
+    room.change(
+        "UPDATE billing_reconciliation_queue SET attempts = 10, abandoned_at = now() WHERE id = %s",
+        owed.task_id,
+    )
+    key = f"subscriptions.task_abandoned:{owed.task_id}"
+    assert key in {alert.key for alert in (await room.reconcile()).alerts}
+
+    again = await room.admin.CancelOrphanSubscription(cancel(tenant, orphan, key="ticket-8"))
+
+    assert (again.task.task_id, again.replayed) == (owed.task_id, False)
+    assert (again.task.HasField("completed_at"), again.task.HasField("abandoned_at")) == (True, False)
+    assert room.sandbox.sdk.subscription.fetch(orphan)["status"] == "cancelled"
+    assert key not in {alert.key for alert in (await room.reconcile()).alerts}, (
+        "nothing stays given up beside it"
+    )
+    lines = room.rows(
+        "SELECT metadata FROM billing_audit_log WHERE tenant_id = %s AND action = 'orphan.cancelled'"
+        " ORDER BY created_at",
+        tenant,
+    )
+    assert [line["metadata"]["after"]["task_id"] for line in lines] == [owed.task_id] * 2
+    assert lines[1]["metadata"]["before"]["abandoned"] is True
+    # Done, and asked for once more: whoever says so may know that it was done in vain.
+    third = await room.admin.CancelOrphanSubscription(cancel(tenant, orphan, key="ticket-9"))
+    assert third.task.task_id != owed.task_id
+    assert third.task.HasField("completed_at")
+
+
 async def test_what_we_rely_on_is_no_orphan(room: Room, tenant: str) -> None:
     live, pending = await paid(room, tenant), await bought(room, f"{tenant}_pending")
     await room.provision(f"{tenant}_other")

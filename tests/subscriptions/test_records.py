@@ -14,8 +14,8 @@ from shared.errors import FailedPrecondition, InvalidArgument
 from tests.subscriptions.conftest import Room
 
 
-async def records(room: Room, **asked: Any) -> pb.ListAuditLogResponse:
-    return await room.admin.ListAuditLog(pb.ListAuditLogRequest(**asked))
+async def records(running: Room, /, **asked: Any) -> pb.ListAuditLogResponse:
+    return await running.admin.ListAuditLog(pb.ListAuditLogRequest(**asked))
 
 
 async def rebuild(room: Room, tenant: str, key: str) -> None:
@@ -49,6 +49,25 @@ async def test_every_change_is_listed_with_who_what_before_after_and_why(room: R
     moved = [entry for entry in found if "plan_id" in json.loads(entry.after_json or "{}")]
     assert {json.loads(entry.after_json)["plan_id"] for entry in moved} >= {"pro"}
     assert found[-1].action == "tenant.provisioned"
+
+
+async def test_all_rooms_are_listed_by_name_with_the_request_of_each(room: Room, tenant: str) -> None:
+    await room.provision(tenant)
+    await rebuild(room, tenant, "ticket-1")
+    room.change(
+        "INSERT INTO billing_audit_log (id, room, action, actor_type, actor_id, tenant_id, resource_type,"
+        " resource_id, metadata) VALUES (%s, 'ledger', 'adjust_credits', 'operator', 'asha', %s, 'account', %s, '{}')",
+        *(f"aud_{tenant}", tenant, tenant),
+    )
+
+    found = (await records(room, tenant_id=tenant)).entries
+
+    assert {entry.room for entry in found} == {"ledger", "subscriptions"}
+    [foreign] = (await records(room, tenant_id=tenant, room="ledger")).entries
+    assert (foreign.action, foreign.before_json, foreign.after_json) == ("adjust_credits", "", "")
+    ours = (await records(room, tenant_id=tenant, room="subscriptions")).entries
+    assert len(ours) == len(found) - 1
+    assert all(entry.request_id.startswith("req_") for entry in ours)
 
 
 async def test_pages_stay_where_they_are_while_others_write(room: Room, tenant: str) -> None:
