@@ -235,7 +235,8 @@ class _Lane:
             else:
                 for waiter, result in zip(waiters, results, strict=True):
                     _settle(waiter, result)
-                _count(waiters, results, time.perf_counter() - began)
+                asked = [waiter.operations for waiter in waiters]
+                metrics.batch_written(zip(asked, results, strict=True), time.perf_counter() - began)
                 return
         for waiter in waiters:
             _fail(waiter, Unavailable("the database did not answer; ask again with the same key"))
@@ -436,12 +437,3 @@ def _fail(waiter: _Waiter, error: Exception) -> None:
     if not waiter.answer.done():
         waiter.answer.set_exception(error)
         metrics.operations_failed(waiter.operations, error)
-
-
-def _count(waiters: Sequence[_Waiter], results: Sequence[list[Result | Refusal]], seconds: float) -> None:
-    answered = [
-        pair
-        for waiter, result in zip(waiters, results, strict=True)
-        for pair in zip(waiter.operations, result, strict=True)
-    ]
-    metrics.batch_written(sum(_size(operation) for operation, _ in answered), seconds, answered)

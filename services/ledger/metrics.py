@@ -5,12 +5,12 @@ for each batch, on children that are looked up once: a label costs more than the
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from services.ledger.rules.model import Noted, Outcome
-from services.ledger.rules.requests import Group, Operation, Settle
+from services.ledger.rules.requests import Group, Operation
 from services.ledger.rules.usage import NotAuthorized
 from services.ledger.store import gauges
 from shared import clock
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 registry = CollectorRegistry()
+
+Answered: TypeAlias = tuple[Sequence[Operation], Sequence[object]]
+
+# A union would be made anew for every answer.
+_DONE = (Outcome, Noted)
 
 _lane_waiting = Gauge(
     "billing_ledger_lane_waiting", "Operations that wait on a lane", ["lane"], registry=registry
@@ -86,16 +91,15 @@ def watch_lane(number: int, depth: Callable[[], int]) -> None:
     _lane_waiting.labels(number).set_function(depth)
 
 
-def batch_written(size: int, seconds: float, answered: Iterable[tuple[Operation, object]]) -> None:
+def batch_written(answered: Iterable[Answered], seconds: float) -> None:
     """Counts a batch and what each of its operations was answered."""
-    _batch_operations.observe(size)
+    _batch_operations.observe(_count(answered))
     _batch_seconds.observe(seconds)
-    _count(answered)
 
 
 def operations_failed(operations: Sequence[Operation], error: Exception) -> None:
     """Counts operations that were given up or not taken."""
-    _count((operation, error) for operation in operations)
+    _count([(operations, [error] * len(operations))])
 
 
 async def refresh(engine: "AsyncEngine") -> None:
@@ -113,30 +117,28 @@ async def refresh(engine: "AsyncEngine") -> None:
         _findings_open.labels("ledger", check_type, severity).set(count)
 
 
-def _count(answered: Iterable[tuple[Operation, object]]) -> None:
+def _count(answered: Iterable[Answered]) -> int:
     counts: dict[tuple[str, str], int] = {}
-    for operation, answer in answered:
-        if isinstance(operation, Group):
-            told = answer if isinstance(answer, list) else [answer] * len(operation.debits)
-            for debit, each in zip(operation.debits, told, strict=True):
-                key = debit.kind, _outcome(each)
+    for operations, answers in answered:
+        for operation, answer in zip(operations, answers, strict=True):
+            if isinstance(operation, Group):
+                told = answer if isinstance(answer, list) else [answer] * len(operation.debits)
+                for debit, each in zip(operation.debits, told, strict=True):
+                    key = debit.kind, _outcome(each)
+                    counts[key] = counts.get(key, 0) + 1
+            else:
+                key = operation.kind, _outcome(answer)
                 counts[key] = counts.get(key, 0) + 1
-        else:
-            key = "settle" if isinstance(operation, Settle) else operation.kind, _outcome(answer)
-            counts[key] = counts.get(key, 0) + 1
     for key, count in counts.items():
         _by_kind_and_outcome[key].inc(count)
+    return sum(counts.values())
 
 
 def _outcome(answer: object) -> str:
-    match answer:
-        case Outcome() | Noted():
-            return "replayed" if answer.replayed else "ok"
-        case NotAuthorized():
-            return answer.refusal.reason
-        case BillingError():
-            return answer.reason
-        case Exception():
-            return "INTERNAL"
-        case _:
-            return "ok"
+    if isinstance(answer, _DONE):
+        return "replayed" if answer.replayed else "ok"
+    if isinstance(answer, NotAuthorized):
+        return answer.refusal.reason
+    if isinstance(answer, BillingError):
+        return answer.reason
+    return "INTERNAL" if isinstance(answer, Exception) else "ok"

@@ -267,6 +267,8 @@ class Group:
 class Settle:
     """Write down what time has already taken from a tenant, and nothing else."""
 
+    kind: ClassVar[str] = "settle"
+
     tenant_id: str
 
 
