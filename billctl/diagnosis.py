@@ -14,6 +14,10 @@ class NotDone(Exception):
     """A step came to nothing, or what it was to mend is not well; the message says why."""
 
 
+class PartlyDone(NotDone):
+    """A step of many changes of which some were made; the message says how many."""
+
+
 class Verdict(enum.StrEnum):
     """How things stand."""
 
@@ -96,6 +100,7 @@ class Step:
     does: str
     touches: str  # rooms, tables, the provider
     act: Callable[[Order], Awaitable[str]]
+    units: int = 1  # how many changes it makes, for the bar; more than one it tells Screen.advance itself
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,7 @@ class Done:
     step: Step
     ok: bool
     result: str
+    partly: bool = False
 
 
 @dataclass
@@ -135,7 +141,8 @@ class Report:
             failed = [done for done in self.applied if not done.ok]
             if not failed:
                 return Exit.OK
-            return Exit.PARTLY if len(failed) < len(self.diagnosis.plan) else Exit.FAILED
+            some = any(done.ok or done.partly for done in self.applied)
+            return Exit.PARTLY if some else Exit.FAILED
         if self.diagnosis.verdict is Verdict.UNKNOWN:
             return Exit.FAILED
         return Exit.OK if self.diagnosis.verdict is Verdict.OK and not self.diagnosis.plan else Exit.ATTENTION

@@ -4,12 +4,13 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from billctl.desk import Desk, NoDatabase, open_desk, refusal
-from billctl.diagnosis import Diagnosis, Done, Exit, NotDone, NotThere, Order, Report, Step, View
+from billctl.diagnosis import Diagnosis, Done, Exit, NotDone, NotThere, Order, PartlyDone, Report, Step, View
 from billctl.screen import Screen, harmless
 from billctl.settings import Connections, Environment, NotConnected
 from shared.config import load
@@ -82,11 +83,13 @@ async def carry_out(plan: Any, order: Order, screen: Screen) -> list[Done]:
     """Each step in order; the first that fails ends it, for those behind it may rely on it."""
     applied: list[Done] = []
     with screen.progress() as bar:
-        task = bar.add_task("applying", total=len(plan))
+        task, past = bar.add_task("applying", total=sum(step.units for step in plan)), 0
+        screen.advance = partial(bar.advance, task)
         for step in plan:
             done = await _one(step, order)
             applied.append(done)
-            bar.advance(task)
+            past += step.units
+            bar.update(task, completed=past)
             if not done.ok:
                 break
     return applied
@@ -98,7 +101,7 @@ async def _one(step: Step, order: Order) -> Done:
     except BillingError as error:
         return Done(step, False, refusal(error))
     except (NotDone, NoDatabase) as error:
-        return Done(step, False, str(error))
+        return Done(step, False, str(error), partly=isinstance(error, PartlyDone))
 
 
 def _run(work: Callable[[Desk], Awaitable[Exit]], screen: Screen) -> int:

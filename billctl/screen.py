@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NoReturn
@@ -52,6 +52,8 @@ class Screen:
         tty = sys.stdout.isatty()
         self._out = _Out(width=None if tty else PLAIN_WIDTH, highlight=False, soft_wrap=not tty)
         self._aside = Console(stderr=True, highlight=False)
+        # What a step of many changes calls after some of them.
+        self.advance: Callable[[int], None] = lambda _changes: None
 
     def aside(self, line: str) -> None:
         """Something to know while waiting."""
