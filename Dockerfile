@@ -1,7 +1,9 @@
 # One image for every room; the command chooses: python -m services.ledger
 FROM python:3.11-slim-bookworm AS packages
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
-COPY requirements.lock /
+# requirements-traces.lock adds what OTEL_EXPORTER_OTLP_ENDPOINT needs.
+ARG LOCK=requirements.lock
+COPY ${LOCK} /requirements.lock
 # Wheels only: nothing is compiled, so no compiler is ever installed.
 RUN python -m venv --without-pip /venv \
  && python -m pip --python /venv/bin/python install --require-hashes --only-binary :all: -r /requirements.lock

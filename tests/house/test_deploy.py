@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from shared.config import Settings
+from suite import addresses
 from suite.migrate import LOGINS
 from tests.house.house import ROOMS, ROOT
 
@@ -23,6 +24,9 @@ Service = Mapping[str, Any]
 compose: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())
 services: dict[str, Service] = compose["services"]
 OURS = [name for name, service in services.items() if "build" in service]
+MONITORING = ("prometheus", "grafana")
+# Of a room's settings, what no deployment in containers may set.
+NOT_FOR_CONTAINERS = {"billing_test_clock"}
 # The only door that the world may knock at.
 PUBLIC = {("webhooks", "8080")}
 
@@ -44,8 +48,10 @@ def test_the_tool_has_nothing_to_say(command: list[str]) -> None:
 
 
 def test_every_room_is_here() -> None:
-    assert {"postgres", "migrate", "sandbox", *ROOMS} == services.keys()
+    assert {"postgres", "migrate", "sandbox", *MONITORING, *ROOMS} == services.keys()
     assert services["sandbox"]["profiles"] == ["sandbox"]
+    assert all(services[name]["profiles"] == ["monitoring"] for name in MONITORING)
+    assert not any("profiles" in services[name] for name in ("postgres", "migrate", *ROOMS))
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -59,7 +65,9 @@ def test_every_name_that_a_service_uses_is_declared(name: str) -> None:
 
     assert set(service.get("depends_on", ())) <= services.keys()
     assert set(service["networks"]) <= compose["networks"].keys()
-    assert {volume.split(":")[0] for volume in service.get("volumes", ())} <= compose["volumes"].keys()
+    mounted = [volume.split(":")[0] for volume in service.get("volumes", ())]
+    assert {volume for volume in mounted if not volume.startswith("./")} <= compose["volumes"].keys()
+    assert all((ROOT / volume).is_dir() for volume in mounted if volume.startswith("./"))
     for variable, value in service["environment"].items():
         # Our own services by name; the rest of the world by variables.
         for host in re.findall(r"(?:^|@|//)([a-z][a-z0-9-]*):\d+", value or ""):
@@ -71,6 +79,8 @@ def test_a_service_waits_for_what_it_needs(name: str) -> None:
     expected = {
         "postgres": {},
         "sandbox": {},
+        "prometheus": {},
+        "grafana": {},
         "migrate": {"postgres": {"condition": "service_healthy"}},
     }.get(name, {"migrate": {"condition": "service_completed_successfully"}})
 
@@ -108,7 +118,14 @@ def required(process: str) -> set[str]:
 @pytest.mark.parametrize("process", [*ROOMS, "sandbox"])
 def test_a_process_is_given_its_settings_and_no_others(process: str) -> None:
     assert required(process) <= given(process)
-    assert given(process) <= settings_of(process).model_fields.keys(), f"{process} reads no such setting"
+    # What OpenTelemetry reads by itself is no setting of ours.
+    ours = {name for name in given(process) if not name.startswith("otel_")}
+    assert ours <= settings_of(process).model_fields.keys(), f"{process} reads no such setting"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_whoever_runs_it_in_containers_can_set_what_a_room_reads(room: str) -> None:
+    assert settings_of(room).model_fields.keys() - given(room) == NOT_FOR_CONTAINERS
 
 
 def test_the_migration_is_given_every_role_and_what_the_catalogue_needs() -> None:
@@ -131,6 +148,38 @@ def test_only_the_webhooks_door_is_open_to_the_world(name: str) -> None:
     }
 
     assert opened <= PUBLIC
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_rooms_numbers_are_shown_inside_and_nowhere_else(room: str) -> None:
+    host, _, port = services[room]["environment"][f"{room.upper()}_METRICS_LISTEN"].rpartition(":")
+
+    assert host == "0.0.0.0"  # noqa: S104 - of a container
+    assert port == addresses.DEFAULTS[f"{room}_metrics"].rpartition(":")[2]
+    assert port not in {inside for _, inside in ports(services[room])}
+
+
+@pytest.mark.parametrize("name", MONITORING)
+def test_monitoring_is_pinned_reads_its_configuration_and_keeps_to_the_rooms(name: str) -> None:
+    service = services[name]
+
+    assert re.fullmatch(r"[a-z]+/[a-z]+:v?\d+\.\d+\.\d+", service["image"])
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["networks"] == ["rooms"]
+    assert "build" not in service
+    from_here = [volume for volume in service["volumes"] if volume.startswith("./")]
+    assert from_here
+    assert all(volume.endswith(":ro") and volume.startswith("./deploy/") for volume in from_here)
+
+
+def test_grafana_has_no_password_to_guess() -> None:
+    environment = services["grafana"]["environment"]
+
+    assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert not [name for name in environment if "PASSWORD" in name]
 
 
 def test_the_database_has_no_way_out() -> None:
@@ -195,6 +244,13 @@ def test_the_image_is_pinned_hashed_and_unprivileged() -> None:
     assert not [word for word, _ in said if word == "ADD"]
 
 
+def test_an_image_with_traces_is_an_argument_away() -> None:
+    [lock] = [value for word, value in instructions() if word == "ARG"]
+
+    assert lock == "LOCK=requirements.lock"
+    assert all(services[name]["build"]["args"].keys() == {"LOCK"} for name in OURS)
+
+
 def test_the_image_takes_in_what_the_rooms_import_and_nothing_else() -> None:
     taken = {
         line.removeprefix("!")
@@ -203,5 +259,14 @@ def test_the_image_takes_in_what_the_rooms_import_and_nothing_else() -> None:
     }
 
     assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"
-    assert taken == {"LICENSE", "gen", "sandbox", "services", "shared", "suite", "requirements.lock"}
+    assert taken == {
+        "LICENSE",
+        "gen",
+        "sandbox",
+        "services",
+        "shared",
+        "suite",
+        "requirements.lock",
+        "requirements-traces.lock",
+    }
     assert all((ROOT / name).exists() for name in taken)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.house.house import ROOT, text_files
 
-LOCKS = ("requirements.lock", "requirements-dev.lock")
+LOCKS = ("requirements.lock", "requirements-traces.lock", "requirements-dev.lock")
 
 # Spelled in pieces, so that this file does not contain them.
 REGISTRIES = [
@@ -72,16 +72,20 @@ def test_a_lock_names_no_host(lock: str) -> None:
 
 
 def test_the_locks_agree_with_each_other_and_with_the_project() -> None:
-    run, everything = (set(requirements(lock)) for lock in LOCKS)
+    run, traces, everything = (set(requirements(lock)) for lock in LOCKS)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     asked = project["project"]["dependencies"]
     pins = {
         re.sub(r"\[.*?\]", "", pin.split(";")[0].strip()).lower()
-        for pin in (*asked, *project["dependency-groups"]["dev"])
+        for pin in (
+            *asked,
+            *project["dependency-groups"]["dev"],
+            *project["project"]["optional-dependencies"]["traces"],
+        )
         if "==" in pin
     }
 
-    assert run <= everything
+    assert run < traces < everything
     assert pins <= {re.sub(r"\[.*?\]", "", name) for name in everything}, "run `make lock`"
 
 
