@@ -1,7 +1,7 @@
 """What the ledger tells Prometheus beside its RPCs.
 
-In a registry of its own, since other rooms have numbers of the same name. What the write path counts is counted once
-for each batch, on children that are looked up once: a label costs more than the counting.
+What the write path counts is counted once for each batch, on children that are looked up once: a label costs more than
+the counting.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +13,7 @@ from services.ledger.rules.model import Noted, Outcome
 from services.ledger.rules.requests import Group, Operation
 from services.ledger.rules.usage import NotAuthorized
 from services.ledger.store import gauges
-from shared import clock
+from shared import clock, metrics
 from shared.errors import BillingError
 
 if TYPE_CHECKING:
@@ -67,12 +67,6 @@ _holds_overdue = Gauge(
 _accounts_frozen = Gauge(
     "billing_ledger_accounts_frozen", "Accounts whose credits stand still", registry=registry
 )
-_findings_open = Gauge(
-    "billing_integrity_findings_open",
-    "Findings that nobody has resolved",
-    ["room", "check_type", "severity"],
-    registry=registry,
-)
 
 
 class _Children(dict[tuple[str, str], Counter]):
@@ -112,9 +106,9 @@ async def refresh(engine: "AsyncEngine") -> None:
     _holds_open.set(found.holds_open)
     _holds_overdue.set(found.holds_overdue)
     _accounts_frozen.set(found.accounts_frozen)
-    _findings_open.clear()
-    for check_type, severity, count in found.findings:
-        _findings_open.labels("ledger", check_type, severity).set(count)
+    metrics.show_findings(
+        "ledger", {(check_type, severity): count for check_type, severity, count in found.findings}
+    )
 
 
 def _count(answered: Iterable[Answered]) -> int:

@@ -106,7 +106,7 @@ async def test_holds_freezes_and_findings_are_read_when_somebody_asks(
             shown("billing_ledger_holds_open"),
             shown("billing_ledger_holds_overdue"),
             shown("billing_ledger_accounts_frozen"),
-            shown("billing_integrity_findings_open", **finding),
+            REGISTRY.get_sample_value("billing_integrity_findings_open", finding) or 0.0,
         )
 
     frozen = f"{tenant}-frozen"
