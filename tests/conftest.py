@@ -75,6 +75,7 @@ TOGETHER = {
     "tests/deploy/": "the running suite",
     "tests/suite/test_launcher.py": "the running suite",
     "tests/operators/": "operators",
+    "tests/billctl/": "billctl",
 }
 
 
