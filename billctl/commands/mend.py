@@ -1,10 +1,11 @@
 """`billctl fix …`: the runbooks as commands."""
 
+from datetime import datetime
 from typing import Annotated
 
 import typer
 
-from billctl.fixes import double_charge, escalation, wrong_plan
+from billctl.fixes import double_charge, escalation, over_debit, wrong_plan
 from billctl.running import Actor, Apply, AsJson, Reason, Ticket, Wish, WithSql, mend
 
 app = typer.Typer(
@@ -72,3 +73,44 @@ def fix_wrong_plan(
     """A customer paid for one plan and has another: stale limits, missed events, changes not made (runbook 4)."""
     wish = Wish(apply, ticket, reason, actor, as_json, with_sql)
     mend("fix wrong-plan", wish, lambda desk, _screen: wrong_plan.diagnose(desk, tenant))
+
+
+@app.command("over-debit")
+def fix_over_debit(
+    action: Annotated[
+        str, typer.Option("--action", help="what was debited: blog.generate", show_default=False)
+    ],
+    since: Annotated[
+        str, typer.Option("--since", help="first moment: 2026-11-20T10:00Z", show_default=False)
+    ],
+    until: Annotated[
+        str, typer.Option("--until", help="moment after the last: 2026-11-20T16:30Z", show_default=False)
+    ],
+    tenant: Annotated[str, typer.Option("--tenant", help="only this one's", show_default=False)] = "",
+    cost: Annotated[
+        int | None, typer.Option("--cost", min=0, help="what one should cost; default the published cost")
+    ] = None,
+    apply: Apply = False,
+    ticket: Ticket = "",
+    reason: Reason = "",
+    actor: Actor = "",
+    as_json: AsJson = False,
+    with_sql: WithSql = False,
+) -> None:
+    """An action was debited at the wrong cost: one refund of the difference for each debit (runbook 7)."""
+    asked = over_debit.Asked(action, moment("--since", since), moment("--until", until), tenant, cost)
+    if asked.since >= asked.until:
+        raise typer.BadParameter("--since must be before --until")
+    wish = Wish(apply, ticket, reason, actor, as_json, with_sql)
+    mend("fix over-debit", wish, lambda desk, screen: over_debit.diagnose(desk, asked, screen))
+
+
+def moment(option: str, text: str) -> datetime:
+    """A moment with its zone; anything else makes no sense as a window's end."""
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} {text!r} is no moment such as 2026-11-20T10:00Z") from error
+    if parsed.tzinfo is None:
+        raise typer.BadParameter(f"{option} {text!r} names no zone: add Z, or an offset such as +05:30")
+    return parsed
