@@ -50,8 +50,9 @@ class Console:
             "razorpay sandbox": runtime.sandbox_url,
             "postgres": f"{database.host}:{database.port}/{database.name}   (make psql)",
         }
+        places |= {f"{room} (metrics)": url for room, url in runtime.metrics_urls.items()}
         lines = ["", "The suite is running. Ctrl-C stops it.", ""]
-        lines += [f"  {name:<21} {place}" for name, place in places.items()]
+        lines += [f"  {name:<23} {place}" for name, place in places.items()]
         lines += [
             "",
             "Three things to try in another terminal: a room's methods, a new tenant, its balance.",
