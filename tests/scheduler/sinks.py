@@ -1,7 +1,6 @@
 """Webhooks that misbehave, each in a way of its own, down at the socket."""
 
 import asyncio
-import contextlib
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, Self
@@ -49,13 +48,19 @@ class Sink:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        try:
             head = await reader.readuntil(b"\r\n\r\n")
             length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
             self.bodies.append(await reader.readexactly(length))
             self.requests += 1
             await self._answer(self, writer)
-        writer.close()
+            writer.close()
+        except (OSError, asyncio.IncompleteReadError):
+            return
+        finally:
+            self._tasks.discard(task)
+            if not writer.is_closing():
+                writer.transport.abort()
 
 
 async def hangs(sink: Sink, writer: asyncio.StreamWriter) -> None:

@@ -19,6 +19,7 @@ from services.scheduler.clients import Maintenance
 from services.scheduler.jobs import JOBS
 from services.scheduler.loop import Loop
 from shared.config import RoomSettings
+from shared.database import create_engine
 from shared.errors import Unavailable
 from shared.rpc.client import open_channel
 from tests.scheduler.conftest import Rooms
@@ -128,23 +129,57 @@ async def test_time_goes_on_after_the_clock_is_turned_back(
     ]
 
 
-async def test_the_loop_survives_a_database_that_goes_away(
-    second: Loop, rooms: Rooms, admin: psycopg.Connection
+async def test_a_database_that_is_away_costs_no_tick_and_doubles_none(
+    database: Any, engine: AsyncEngine, maintenance: Maintenance, rooms: Rooms, admin: psycopg.Connection
 ) -> None:
+    """A call is answered, and two ticks come, while nobody can connect."""
     admin.execute("UPDATE jobs SET paused = name <> 'settle_expired'")
-    keeping_time = asyncio.create_task(second.keep_time())
+    moment = datetime(2027, 6, 1, 12, 0, 1, tzinfo=UTC)
+    own = create_engine(database.url("scheduler_rw"), application_name="test_away")
+    loop = Loop(own, maintenance, sink=None, now=lambda: moment)
+    gate = rooms.wait_for["ledger.SettleExpired"] = asyncio.Event()
+
+    def runs() -> list[tuple[str, int, str | None]]:
+        return admin.execute(
+            "SELECT to_char(scheduled_for AT TIME ZONE 'UTC', 'HH24:MI'), fence, outcome FROM job_runs ORDER BY 1"
+        ).fetchall()
+
+    keeping_time = asyncio.create_task(loop.keep_time())
     try:
-        await until(lambda: len(rooms.asked) == 1)
-        admin.execute("ALTER TABLE jobs RENAME TO jobs_away")
-        await asyncio.sleep(1.5)
-        assert not keeping_time.done()
-        admin.execute("ALTER TABLE jobs_away RENAME TO jobs")
-        admin.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE usename = 'scheduler_rw' AND datname = current_database()"
-        )
-        admin.execute("TRUNCATE job_runs")
-        await until(lambda: len(rooms.asked) == 2)
+        await until(rooms.waiting.is_set)
+        with psycopg.connect(_beside(database.admin_url), autocommit=True) as server:
+            away = "ALTER DATABASE {} WITH ALLOW_CONNECTIONS {}"
+            name = sql.Identifier(admin.info.dbname)
+            server.execute(sql.SQL(away).format(name, sql.SQL("false")))
+            try:
+                server.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE usename = 'scheduler_rw' AND datname = %s",
+                    [admin.info.dbname],
+                )
+                gate.set()
+                await asyncio.sleep(0.5)
+                moment += timedelta(minutes=2)
+                await asyncio.sleep(1.2)
+                assert not keeping_time.done()
+                assert len(rooms.asked) == 1
+            finally:
+                server.execute(sql.SQL(away).format(name, sql.SQL("true")))
+        await until(lambda: [row[2] for row in runs()][1:] and None not in [row[2] for row in runs()])
+        moment += timedelta(minutes=1)
+        await until(lambda: len(runs()) == 3 and None not in [row[2] for row in runs()])
     finally:
         keeping_time.cancel()
         await asyncio.gather(keeping_time, return_exceptions=True)
+        await own.dispose()
+    first, missed, last = runs()
+    assert first == ("12:00", 1, "succeeded"), "its owner waited, and nobody repeated it"
+    assert missed[:2] == ("12:02", 1)
+    assert last == ("12:03", 1, "succeeded")
+    called = [tick for tick, _, outcome in (first, missed, last) if outcome == "succeeded"]
+    assert [key[-9:-4] for key in rooms.keys("ledger.SettleExpired")] == called
+
+
+def _beside(url: str) -> str:
+    """The same server's other database."""
+    return url.rsplit("/", 1)[0] + "/postgres"
