@@ -97,7 +97,10 @@ def test_apply_catalog_makes_the_providers_plans_once(database: Database, sandbo
 
 def test_it_serves_and_stops_when_told(database: Database) -> None:
     port = free_port()
-    told = environment(database, SUBSCRIPTIONS_LISTEN=f"127.0.0.1:{port}")
+    metrics = f"127.0.0.1:{free_port()}"
+    told = environment(
+        database, SUBSCRIPTIONS_LISTEN=f"127.0.0.1:{port}", SUBSCRIPTIONS_METRICS_LISTEN=metrics
+    )
     process = subprocess.Popen([sys.executable, "-m", "services.subscriptions"], cwd=ROOT, env=told)
     try:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -111,6 +114,9 @@ def test_it_serves_and_stops_when_told(database: Database) -> None:
                 return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
             until(serving, 20)
+        shown = httpx.get(f"http://{metrics}/metrics", trust_env=False).text
+        for number in ("billing_reconciliation_tasks", "billing_past_due_tenants", "billing_notices_owed"):
+            assert f"\n{number}" in shown
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
     finally:

@@ -418,6 +418,8 @@ async def test_an_operator_promotes_what_was_paid_and_nothing_else(room: Room, t
         "asha@example.com",
         "webhooks lost",
     )
+    assert audit["metadata"]["before"]["subscription_id"] == old
+    assert audit["metadata"]["after"] == {"plan_id": "business", "subscription_id": new}
 
 
 async def test_what_renews_between_the_quote_and_the_payment_goes_back_as_well(

@@ -1,5 +1,6 @@
 """RefundPayment and PromotePendingChange: what operators decide about money and pending purchases."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -135,18 +136,29 @@ async def get_refund(engine: AsyncEngine, refund_id: str) -> Refund:
         return await store.get_refund(db, refund_id)
 
 
-async def find_pending(engine: AsyncEngine, *, tenant_id: str, idempotency_key: str) -> tuple[str, bool]:
-    """The provider's subscription that a tenant's pending change waits for, and whether an earlier call promoted it."""
+@dataclass(frozen=True)
+class Pending:
+    """The provider's subscription that a pending change waits for, and how its tenant stands."""
+
+    subscription_id: str
+    standing: Mapping[str, Any]
+    # An earlier call promoted it.
+    replayed: bool
+
+
+async def find_pending(engine: AsyncEngine, *, tenant_id: str, idempotency_key: str) -> Pending:
+    """What a tenant's pending change waits for."""
     async with transaction(engine) as db:
         row = await subscription_store.lock_subscription(db, tenant_id)
         answer = await keys.find_answer(
             db, tenant_id=tenant_id, method=PROMOTE, key=idempotency_key, request={}
         )
         if answer is not None:
-            return str(answer["subscription_id"]), True
+            return Pending(str(answer["subscription_id"]), {}, replayed=True)
     if row.pending_razorpay_subscription_id is None:
         raise NoPendingChange("there is no pending purchase to promote")
-    return row.pending_razorpay_subscription_id, False
+    standing = {"plan_id": row.plan_id, "subscription_id": row.razorpay_subscription_id}
+    return Pending(row.pending_razorpay_subscription_id, standing, replayed=False)
 
 
 async def record_promotion(
@@ -154,15 +166,15 @@ async def record_promotion(
     *,
     tenant_id: str,
     idempotency_key: str,
-    subscription_id: str,
+    pending: Pending,
     actor: str,
     reason: str,
 ) -> tuple[str, Cycle | None]:
     """After the provider's word was taken: the plan and cycle now, if the pending purchase is the live one."""
     async with transaction(engine) as db:
         row = await subscription_store.lock_subscription(db, tenant_id)
-        if row.razorpay_subscription_id != subscription_id:
-            known = await subscription_store.find_known(db, subscription_id)
+        if row.razorpay_subscription_id != pending.subscription_id:
+            known = await subscription_store.find_known(db, pending.subscription_id)
             raise WrongStatus(
                 "the provider says that it is not paid: the customer has to complete the checkout",
                 status=known.status if known else "unknown",
@@ -179,11 +191,11 @@ async def record_promotion(
                 db,
                 tenant_id,
                 "change.promoted",
-                {},
-                {"plan_id": row.plan_id, "subscription_id": subscription_id},
+                pending.standing,
+                {"plan_id": row.plan_id, "subscription_id": pending.subscription_id},
                 actor_type="operator",
                 actor_id=actor,
                 reason=reason,
             )
-            await keys.insert_answer(db, **key, answer={"subscription_id": subscription_id})
+            await keys.insert_answer(db, **key, answer={"subscription_id": pending.subscription_id})
         return row.plan_id, row.billing_cycle

@@ -40,17 +40,17 @@ class Refunds(Desk):
     async def PromotePendingChange(
         self, request: pb.PromotePendingChangeRequest, context: Context
     ) -> pb.PromotePendingChangeResponse:
-        subscription_id, replayed = await refunds.find_pending(
+        pending = await refunds.find_pending(
             self._room.engine, tenant_id=request.tenant_id, idempotency_key=request.idempotency_key
         )
         before = await reconciliation.newest_position(self._room.engine)
-        if not replayed:
-            await self._room.reconciler.performer.look_at(subscription_id)
+        if not pending.replayed:
+            await self._room.reconciler.performer.look_at(pending.subscription_id)
         plan_code, cycle = await refunds.record_promotion(
             self._room.engine,
             tenant_id=request.tenant_id,
             idempotency_key=request.idempotency_key,
-            subscription_id=subscription_id,
+            pending=pending,
             actor=request.actor,
             reason=request.reason,
         )
@@ -62,5 +62,5 @@ class Refunds(Desk):
             plan_code=plan_code,
             cycle=messages.CYCLES[cycle],
             tasks=[messages.task(task) for task in tasks],
-            replayed=replayed,
+            replayed=pending.replayed,
         )
