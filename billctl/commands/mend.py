@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from billctl.fixes import double_charge, escalation, over_debit, wrong_plan
+from billctl.fixes import backlog, double_charge, escalation, over_debit, rotation, signatures, wrong_plan
 from billctl.running import Actor, Apply, AsJson, Reason, Ticket, Wish, WithSql, mend
 
 app = typer.Typer(
@@ -103,6 +103,54 @@ def fix_over_debit(
         raise typer.BadParameter("--since must be before --until")
     wish = Wish(apply, ticket, reason, actor, as_json, with_sql)
     mend("fix over-debit", wish, lambda desk, screen: over_debit.diagnose(desk, asked, screen))
+
+
+@app.command("backlog")
+def fix_backlog(
+    replay_since: Annotated[
+        str, typer.Option("--replay-since", help="deliver what came from here once more", show_default=False)
+    ] = "",
+    replay_until: Annotated[
+        str, typer.Option("--replay-until", help="and before this moment", show_default=False)
+    ] = "",
+    event_type: Annotated[
+        str, typer.Option("--event-type", help="only these: subscription.charged", show_default=False)
+    ] = "",
+    apply: Apply = False,
+    ticket: Ticket = "",
+    reason: Reason = "",
+    actor: Actor = "",
+    as_json: AsJson = False,
+    with_sql: WithSql = False,
+) -> None:
+    """Webhooks wait, are dead letters, or stopped coming (runbook 5)."""
+    if bool(replay_since) != bool(replay_until):
+        raise typer.BadParameter("a replay needs both --replay-since and --replay-until")
+    if event_type and not replay_since:
+        raise typer.BadParameter("--event-type is for a replay: say --replay-since and --replay-until")
+    replay = None
+    if replay_since:
+        replay = backlog.Range(
+            moment("--replay-since", replay_since), moment("--replay-until", replay_until), event_type
+        )
+        if replay.since >= replay.until:
+            raise typer.BadParameter("--replay-since must be before --replay-until")
+    wish = Wish(apply, ticket, reason, actor, as_json, with_sql)
+    mend("fix backlog", wish, lambda desk, _screen: backlog.diagnose(desk, replay))
+
+
+@app.command("signatures")
+def fix_signatures(as_json: AsJson = False, with_sql: WithSql = False) -> None:
+    """Signatures fail: who it is, and what a person does about it (runbook 3). It has no plan to apply."""
+    wish = Wish(as_json=as_json, with_sql=with_sql)
+    mend("fix signatures", wish, lambda desk, _screen: signatures.diagnose(desk))
+
+
+@app.command("rotation")
+def fix_rotation(as_json: AsJson = False, with_sql: WithSql = False) -> None:
+    """Where a rotation of the webhook secret stands, and its next step. It has no plan to apply."""
+    wish = Wish(as_json=as_json, with_sql=with_sql)
+    mend("fix rotation", wish, lambda desk, _screen: rotation.diagnose(desk))
 
 
 def moment(option: str, text: str) -> datetime:
