@@ -6,7 +6,7 @@ revision = "0004"
 down_revision = "0003"
 
 TABLES = """
--- Rows that are there keep to the narrower rule: they need not be read to know that they keep to this one.
+-- The rows that are there are read by the next version, while others write.
 ALTER TABLE tenant_operations DROP CONSTRAINT tenant_operations_kind;
 ALTER TABLE tenant_operations ADD CONSTRAINT tenant_operations_kind CHECK (kind IN (
     'consume', 'release', 'set_usage', 'authorize', 'freeze', 'unfreeze', 'rebuild_mirrors')) NOT VALID;
