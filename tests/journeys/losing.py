@@ -85,7 +85,7 @@ class Load:
             order = await order_of(self.clients, tenant)
             await self._pays(f"orders/{order}/pay")
             self.told.packs[tenant] = clock.now()
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.2)
 
     async def _subscribe(self) -> None:
         for number in itertools.count():
@@ -94,7 +94,7 @@ class Load:
             tenant = f"subscriber_{number}"
             await self._pays(f"subscriptions/{await checkout_of(self.clients, tenant)}/pay")
             self.told.subscribed[tenant] = clock.now()
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.4)
 
     async def _pays(self, path: str) -> None:
         """The sandbox sends the deliveries itself, and the test keeps them too."""
