@@ -61,7 +61,7 @@ def _in_registry(registry: CollectorRegistry) -> list[Family]:
 EVERY_ROOM = [family for family in _in_module(shared) if family.name != "billing_integrity_findings_open"]
 FINDINGS = [family for family in _in_module(shared) if family.name == "billing_integrity_findings_open"]
 BY_ROOM: Mapping[str, list[Family]] = {
-    "ledger": [*EVERY_ROOM, *_in_registry(ledger.registry)],
+    "ledger": [*EVERY_ROOM, *FINDINGS, *_in_registry(ledger.registry)],
     "subscriptions": [*EVERY_ROOM, *FINDINGS, *_in_module(subscriptions)],
     "webhooks": [*EVERY_ROOM, *_in_registry(webhooks.Metrics().registry)],
     "scheduler": [*EVERY_ROOM, *_in_registry(scheduler.registry)],
