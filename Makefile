@@ -4,9 +4,9 @@ UV := .tools/bin/uv
 BIN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup run demo psql test bench bench-long soak year planted check proto baseline fmt lock clean
+.PHONY: help setup run demo psql test bench bench-long soak year backup restore-drill rollback-check planted check proto baseline fmt lock clean
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 .venv/.ok: requirements-dev.lock pyproject.toml
 	@test -n "$(PY)" || { echo "Python 3.11 or newer is needed; none was found. Install it, or name one: make $(MAKECMDGOALS) PY=/path/to/python3"; exit 1; }
@@ -54,6 +54,15 @@ TENANTS ?= 100
 DAYS ?= 365
 year: .venv/.ok ## live a year of TENANTS=100 tenants through the suite in minutes, and check the end; SEED=… repeats one
 	@TENANTS=$(TENANTS) DAYS=$(DAYS) SEED=$(SEED) KILLS=$(KILLS) $(BIN)/python -m tests.year
+
+backup: .venv/.ok ## back up the database while it works, or TO=/var/backups/billing; see docs/backup.md
+	@$(BIN)/python -m suite backup $(if $(TO),--to $(TO))
+
+restore-drill: .venv/.ok ## lose a suite under load for SECONDS=60 and give it back elsewhere from a backup; prints RPO and RTO
+	@SOAK_SECONDS=$(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),60) $(BIN)/python -m pytest -q -s -n 0 -m soak tests/journeys/test_restore.py
+
+rollback-check: .venv/.ok ## run the previous release's tests on this schema; PREVIOUS=<commit>, TESTS=tests/ledger
+	@PREVIOUS=$(PREVIOUS) $(BIN)/python -m tests.rollback $(TESTS)
 
 planted: .venv/.ok ## plant the usual bugs in copies of this checkout, or BUGS=no_unique_key: the tests have to catch each
 	@$(BIN)/python -m tests.planted $(BUGS)

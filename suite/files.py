@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO
 
@@ -130,14 +130,14 @@ class DatabaseNote:
     urls: dict[str, str] = field(repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Runtime:
     """`runtime.json`: where everything listens, and how an operator connects. There while the suite serves."""
 
     pid: int
     started_at: int | None
     addresses: dict[str, str]
-    metrics_urls: dict[str, str]
+    metrics_urls: dict[str, str] = field(default_factory=dict)
     webhooks_http_url: str
     sandbox_url: str
     database: DatabaseNote
@@ -159,7 +159,9 @@ class Runtime:
             return None
         content["database"] = DatabaseNote(**content["database"])
         content["processes"] = {name: ProcessNote(**note) for name, note in content["processes"].items()}
-        return cls(**content)
+        # Another release may have written it, before a rollback or a deploy: what it says beside this is not for us.
+        known = {each.name for each in fields(cls)}
+        return cls(**{name: value for name, value in content.items() if name in known})
 
     @classmethod
     def of_running_suite(cls, folder: DataFolder) -> Runtime | None:

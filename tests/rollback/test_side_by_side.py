@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from shared.rpc.client import open_channel
 from suite import processes
 from suite.addresses import LOOPBACK, free_port
 from suite.readiness import GrpcDoor, until_open
+from tests.journeys import shell
 from tests.journeys.losing import (
     PACK_CREDITS,
     PRO_CREDITS,
@@ -38,7 +40,7 @@ from tests.journeys.losing import (
 from tests.journeys.test_hostile_deliveries import paid, post
 from tests.journeys.test_kill import Clients, clients_of
 from tests.rollback import previous
-from tests.suite.running import RunningSuite
+from tests.suite.running import HOUSE, RunningSuite
 from tests.webhooks.harness import eventually
 
 ROOMS = ("ledger", "subscriptions", "webhooks", "scheduler")
@@ -158,8 +160,18 @@ async def test_both_releases_serve_one_database_and_then_the_previous_one_alone(
         rolled_back.start()
         assert "migrations applied: none were missing" in rolled_back.output().split("asked to stop")[-1]
         await alone(rolled_back, told)
+        looked = await asyncio.to_thread(shell.typed, rolled_back, page("Is it well again"))
+        assert looked.stdout.count("RUN_OUTCOME_SUCCEEDED") == 2, looked.stdout + looked.stderr
+        assert looked.stdout.count('"verified": true') == looked.stdout.count('"tenantId": ') > 0
     finally:
         rolled_back.stop()
+
+
+def page(heading: str) -> str:
+    """What a section of docs/rollback.md has typed into a shell."""
+    text = (HOUSE / "docs" / "rollback.md").read_text()
+    [section] = [part for part in re.split(r"^## ", text, flags=re.M) if part.startswith(f"{heading}\n")]
+    return "\n".join(re.findall(r"^```sh\n(.*?)^```", section, flags=re.M | re.S))
 
 
 def python_of(house: Path) -> dict[str, str]:
