@@ -15,6 +15,7 @@ _STATUSES = {
     "dead": "dead",
 }
 
+
 class _Children(dict[tuple[str, ...], Counter]):
     """A counter's children by their labels; asking it for one takes longer than counting."""
 
