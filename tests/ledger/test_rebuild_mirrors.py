@@ -9,6 +9,8 @@ import pytest
 from billing.ledger.v1 import ledger_admin_pb2 as admin_pb
 from billing.ledger.v1 import ledger_pb2 as pb
 
+from services.ledger.rules.model import Noted
+from services.ledger.rules.requests import Debit, RebuildMirrors
 from shared import errors
 from tests.conftest import Database
 from tests.ledger.builders import a_debit, a_grant, a_hold, in_days
@@ -131,6 +133,26 @@ async def test_a_rebuild_among_debits_loses_none_of_them(
 
     assert (await mirrors(hand, tenant))[0] == 1000 - 80 * 3
     assert (await verify_one(ledger, tenant)).verified
+
+
+async def test_two_in_one_batch_are_told_what_each_found(
+    ledger: RunningLedger, hand: Hand, tenant: str
+) -> None:
+    await ledger.funding.GrantCredits(a_grant(tenant, 100))
+    hand.run("UPDATE tenant_credits SET balance = 1 WHERE tenant_id = %s", tenant)
+    rebuilds = [
+        RebuildMirrors(tenant_id=tenant, idempotency_key=key, actor="asha", reason="T-2a") for key in "ab"
+    ]
+    debit = Debit(tenant_id=tenant, idempotency_key="d", credits=5, min_credits=5, reason="blog.publish")
+
+    one, _, other = await ledger.ledger.lanes.submit_all([rebuilds[0], debit, rebuilds[1]])
+
+    balances = [
+        [mirrors.balance for mirrors in each.mirrors or ()]
+        for each in (one, other)
+        if isinstance(each, Noted)
+    ]
+    assert balances == [[1, 100], [95, 95]]
 
 
 async def test_a_frozen_account_is_mended_while_its_credits_stand_still(

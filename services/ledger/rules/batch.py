@@ -65,9 +65,8 @@ class Known:
     granted_lots: dict[tuple[str, str], int] = field(default_factory=dict)  # by tenant and grant reference
     spent: dict[tuple[str, str], Spent] = field(default_factory=dict)  # by tenant and transaction
     limits: dict[str, dict[str, LimitState]] = field(default_factory=dict)  # by tenant and limit key
-    stored: dict[str, mirrors.Stored] = field(
-        default_factory=dict
-    )  # by tenant, where mirrors are written anew
+    # By tenant, where mirrors are written anew; None once they were.
+    stored: dict[str, mirrors.Stored | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,9 +230,9 @@ class _Batch:
         return after, outcome
 
     def _rebuild(self, account: Account, operation: RebuildMirrors, now: datetime) -> tuple[Account, Noted]:
-        stored = self._known.stored[operation.tenant_id]
+        stored = self._known.stored[operation.tenant_id] or mirrors.Stored(mirrors.of(account), sound=True)
         after, noted = mirrors.rebuild(account, operation, stored, now)
-        self._known.stored[operation.tenant_id] = mirrors.Stored(mirrors.of(after), sound=True)
+        self._known.stored[operation.tenant_id] = None  # from here on they follow the lots
         return after, noted
 
     def _group(self, group: Group) -> Grouped:
