@@ -73,6 +73,10 @@ async def test_refunds_in_parts_take_their_share_and_never_more_than_was_paid(
     assert [audit["actor_id"] for audit in audits] == ["asha@example.com"] * 4
     assert {audit["actor_type"] for audit in audits} == {"operator"}
     assert audits[0]["metadata"]["reason"] == "goodwill"
+    given_back = [audit["metadata"]["before"]["given_back_paise"] for audit in audits]
+    assert given_back[0] == 0
+    assert given_back[1:] == [audit["metadata"]["after"]["given_back_paise"] for audit in audits][:-1]
+    assert {(audit["resource_type"], audit["resource_id"]) for audit in audits} == {("payment", payment_id)}
     assert life.findings() == []
 
 

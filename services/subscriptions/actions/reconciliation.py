@@ -25,7 +25,7 @@ from services.subscriptions.rules.tasks import (
 )
 from services.subscriptions.store import keys
 from services.subscriptions.store import tasks as store
-from shared import logs
+from shared import logs, tracing
 from shared.backoff import delay
 from shared.clock import Clock
 from shared.database import transaction
@@ -83,9 +83,10 @@ class Reconciler:
             await asyncio.wait(self._at_work, timeout=PATIENCE_SECONDS)
 
     def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        # What is owed outlives the call that caused it: of that call it keeps the id, and not the deadline.
+        # What is owed outlives the call that caused it: of that call it keeps the id and the trace, not the deadline.
         fresh = contextvars.Context()
         fresh.run(logs.request_id.set, logs.request_id.get())
+        tracing.carry_into(fresh)
         begun = asyncio.create_task(work, context=fresh)
         self._at_work.add(begun)
         begun.add_done_callback(self._at_work.discard)

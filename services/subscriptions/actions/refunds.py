@@ -22,8 +22,10 @@ from services.subscriptions.store import keys
 from services.subscriptions.store import money as store
 from services.subscriptions.store import subscriptions as subscription_store
 from services.subscriptions.store import tasks as task_store
+from shared import logs
 from shared.database import transaction
 from shared.ids import new_id
+from shared.ops import store as ops
 
 REFUND = "RefundPayment"
 PROMOTE = "PromotePendingChange"
@@ -71,29 +73,42 @@ async def refund_payment(
         payment = await store.find_payment(db, payment_id)
         if payment is None or payment.tenant_id != tenant_id:
             raise UnknownPayment(f"the tenant has no payment {payment_id}", payment_id=payment_id)
-        refund = await _new_refund(db, payment, amount_paise)
+        given_back = await store.given_back_paise(db, payment.id)
+        refund = await _new_refund(db, payment, amount_paise, given_back)
         credits = await _credits(db, payment, refund)
         await store.insert_refund(
             db, refund, tenant_id=tenant_id, reason=reason, actor=actor, idempotency_key=idempotency_key
         )
         await task_store.insert_task(db, tasks.refund_payment(tenant_id, refund, notes={}), now)
-        await standing.record_change(
-            db,
-            tenant_id,
-            "payment.refunded",
-            {},
-            asdict(refund),
-            actor_type="operator",
-            actor_id=actor,
-            reason=reason,
-        )
+        await _record_refund(db, tenant_id, refund, given_back, actor=actor, reason=reason)
         told = {"refund_id": refund.id, "credits_to_revoke": credits}
         await keys.insert_answer(db, **key, answer=told)
     return Refunded(refund, credits, replayed=False)
 
 
-async def _new_refund(db: AsyncConnection, payment: store.Captured, amount_paise: int | None) -> Refund:
-    given_back = await store.given_back_paise(db, payment.id)
+async def _record_refund(
+    db: AsyncConnection, tenant_id: str, refund: Refund, given_back: int, *, actor: str, reason: str
+) -> None:
+    told = {name: value for name, value in asdict(refund).items() if value is not None}
+    await ops.record_audit(
+        db,
+        room="subscriptions",
+        action="payment.refunded",
+        actor_type="operator",
+        actor_id=actor,
+        tenant_id=tenant_id,
+        resource_type="payment",
+        resource_id=refund.payment_id,
+        before={"given_back_paise": given_back},
+        after={"given_back_paise": given_back + refund.amount_paise, "refund": told},
+        reason=reason,
+        request_id=logs.request_id.get(),
+    )
+
+
+async def _new_refund(
+    db: AsyncConnection, payment: store.Captured, amount_paise: int | None, given_back: int
+) -> Refund:
     # What the bank may take as well must not go back twice.
     disputed = await store.disputed_paise(db, payment.id)
     left = max(0, payment.amount_paise - given_back - disputed)
