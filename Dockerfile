@@ -11,7 +11,8 @@ RUN python -m venv --without-pip /venv \
 FROM python:3.11-slim-bookworm
 # The base image's installer is of no use to a running room, only to an intruder.
 RUN python -m pip uninstall --yes --quiet --root-user-action ignore setuptools wheel pip \
- && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin billing
+ && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin billing \
+ && install --directory --owner billing --mode 700 /backups
 COPY --from=packages /venv /venv
 WORKDIR /app
 COPY . .

@@ -48,10 +48,10 @@ def test_the_tool_has_nothing_to_say(command: list[str]) -> None:
 
 
 def test_every_room_is_here() -> None:
-    assert {"postgres", "migrate", "sandbox", *MONITORING, *ROOMS} == services.keys()
+    assert {"postgres", "migrate", "backup", "sandbox", *MONITORING, *ROOMS} == services.keys()
     assert services["sandbox"]["profiles"] == ["sandbox"]
     assert all(services[name]["profiles"] == ["monitoring"] for name in MONITORING)
-    assert not any("profiles" in services[name] for name in ("postgres", "migrate", *ROOMS))
+    assert not any("profiles" in services[name] for name in ("postgres", "migrate", "backup", *ROOMS))
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -96,6 +96,18 @@ def test_no_secret_is_written_down(name: str) -> None:
             assert value is None or re.fullmatch(rf"\$\{{{variable}:\?[^}}]+\}}", value), variable
         if password := re.search(r"://[^:/]+:([^@]+)@", value or ""):
             assert re.fullmatch(r"\$\{[A-Z_]+_PASSWORD:\?[^}]+\}", password[1]), variable
+
+
+def test_backups_are_taken_and_a_missing_one_is_noticed() -> None:
+    backup = services["backup"]
+
+    assert backup["command"] == ["python", "-m", "suite", "backup", "--every", "6h", "--to", "/backups"]
+    assert backup["volumes"] == ["backups:/backups"]
+    assert backup["healthcheck"]["test"] == [
+        "CMD",
+        *("python", "-m", "suite", "backups", "list", "--to", "/backups"),
+    ]
+    assert "/backups" in next(value for word, value in reversed(instructions()) if word == "RUN")
 
 
 def settings_of(process: str) -> type[Settings]:
