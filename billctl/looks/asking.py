@@ -28,7 +28,7 @@ async def section(
     **values: Any,
 ) -> Section:
     """What a statement answers. With a limit (the statement has none of its own) the rest is counted."""
-    statement = _asked(statement, values)
+    statement = asked(statement, values)
     if limit is None:
         rows = await desk.rows(statement, **values)
         return Section(key, title, rows, typed(statement, values), aside=aside, upright=upright)
@@ -50,7 +50,7 @@ async def one(desk: Desk, statement: str, missing: str, **values: Any) -> dict[s
     return rows[0]
 
 
-def _asked(statement: str, values: dict[str, Any]) -> str:
+def asked(statement: str, values: dict[str, Any]) -> str:
     """The statement with those conditions alone that a value was given for."""
     asked = re.sub(
         r"\(%\((\w+)\)s::\w+ IS NULL OR (.+?)\)(?=\s+AND|\s+ORDER|;|\n)",

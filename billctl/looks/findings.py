@@ -54,7 +54,7 @@ async def show_one(desk: Desk, finding_id: str) -> View:
     source = asking.typed(ONE, {"finding": finding_id})
     values = {"tenant": row["tenant_id"], "check": row["check_type"], "finding": finding_id}
     parts = [
-        Section("finding", "finding", [row], source),
+        Section("finding", "finding", [row], source, upright=True),
         Section(
             *("check", "what it means", [{"what is wrong": check.means, "what to do": check.cure}]),
             source="docs/operations.md",

@@ -82,12 +82,10 @@ LEFT JOIN LATERAL (SELECT id, finished_at, outcome
                    LIMIT 1) AS run ON true
 ORDER BY jobs.name;
 """
-# What happened, rather than holds, is news for a day.
 ALERTS = """
 SELECT id, severity, title, tenant_id, created_at, reports
 FROM alerts
 WHERE recovered_at IS NULL
-  AND (to_jsonb(alerts) ->> 'is_event' IS DISTINCT FROM 'true' OR created_at > NOW() - INTERVAL '1 day')
 ORDER BY severity, created_at DESC
 LIMIT 50;
 """
