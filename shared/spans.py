@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import Context as Variables
 from typing import Any
 
 from opentelemetry import trace
-from opentelemetry.context import Context
+from opentelemetry.context import Context, attach
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
@@ -102,6 +103,10 @@ class OtlpSpans:
             name, attributes=attributes, record_exception=False, set_status_on_exception=False
         ):
             yield
+
+    def carry_into(self, other: Variables) -> None:
+        """What runs in the other context belongs to the span of this one."""
+        other.run(attach, trace.set_span_in_context(trace.get_current_span(), Context()))
 
     def shut_down(self) -> None:
         """Hands over what it has, for as long as that takes."""

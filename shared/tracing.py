@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import Context
 from typing import Any, Protocol
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -36,6 +37,9 @@ class Spans(Protocol):
 
     def working(self, name: str, facts: dict[str, str | int]) -> AbstractContextManager[None]:
         """A span around work that no call asked for."""
+
+    def carry_into(self, other: Context) -> None:
+        """What runs in the other context belongs to the span of this one."""
 
     def shut_down(self) -> None:
         """Hands over what it has, for as long as that takes."""
@@ -96,3 +100,9 @@ def calling(method: str, request_id: str) -> AbstractContextManager[Headers]:
 def working(name: str, **facts: str | int) -> AbstractContextManager[None]:
     """Around work that no call asked for, so that the calls it makes belong together."""
     return _NO_SPAN if _spans is None else _spans.working(name, facts)
+
+
+def carry_into(other: Context) -> None:
+    """What runs in the other context, which was made empty, still belongs to the trace of this one."""
+    if _spans is not None:
+        _spans.carry_into(other)

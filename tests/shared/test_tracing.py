@@ -1,5 +1,7 @@
 """Traces go from room to room over real calls, say who asked whom with what answer, and nothing that anybody said."""
 
+import asyncio
+import contextvars
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -225,8 +227,30 @@ async def test_whoever_is_not_admitted_makes_no_span(traced: Collector, secrets:
     assert {span.name for span in spans} == {CALL}
 
 
+async def test_work_in_a_context_of_its_own_can_stay_in_the_trace(
+    traced: Collector, secrets: Secrets
+) -> None:
+    async with served(secrets, Far()) as stub:
+        with tracing.working("webhook delivery", provider="razorpay"):
+            carried, bare = contextvars.Context(), contextvars.Context()
+            tracing.carry_into(carried)
+            for context in (carried, bare):
+                await asyncio.create_task(_ask(stub), context=context)
+
+    spans = await finished(traced)
+
+    [root] = [span for span in spans if span.name == "webhook delivery"]
+    clients = [span for span in spans if span.kind == "client"]
+    assert sorted(span.parent_id for span in clients) == ["", root.id]
+
+
+async def _ask(stub: Any) -> None:
+    await stub.GetBalance(request())
+
+
 async def test_without_an_endpoint_nothing_is_made_or_carried(collector: Collector, secrets: Secrets) -> None:
     tracing.start("test", "")
+    tracing.carry_into(contextvars.Context())
     room = Far()
     async with served(secrets, room) as stub:
         with tracing.working("webhook delivery", provider="razorpay"):
