@@ -18,7 +18,10 @@ PASSED_TO_ALL = (
 )
 # Where traces go, and how: what OpenTelemetry reads by itself.
 TRACES = "OTEL_"
-ALERTS = ("BILLING_ALERT_WEBHOOK_URL", "BILLING_NOTIFICATION_WEBHOOK_URL")
+ALERTS = (
+    *("BILLING_ALERT_WEBHOOK_URL", "BILLING_ALERT_MESSAGES_PER_MINUTE"),
+    "BILLING_NOTIFICATION_WEBHOOK_URL",
+)
 # What a deployment decides for itself, and how its notices are signed.
 OF_SUBSCRIPTIONS = (
     "BILLING_UPGRADE_",
