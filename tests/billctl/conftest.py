@@ -180,7 +180,12 @@ def suite() -> Iterator[RunningSuite]:
     folder = Path(tempfile.mkdtemp(prefix="billing-suite-"))
     folder.chmod(0o711)
     # Whoever tests types more than a hundred commands in a quarter of an hour.
-    running = RunningSuite(folder, ADMIN_CALLS_PER_15_MINUTES="0")
+    running = RunningSuite(
+        folder,
+        ADMIN_CALLS_PER_15_MINUTES="0",
+        WEBHOOKS_DELIVERY_ATTEMPTS="2",
+        WEBHOOKS_DELIVERY_BACKOFF_SECONDS="0.05",
+    )
     try:
         running.start()
         yield running
