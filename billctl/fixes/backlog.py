@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from billing.webhooks.v1 import webhooks_admin_pb2 as pb
@@ -20,7 +20,6 @@ SELECTION_MAX = 10_000
 # An event waits for its next attempt for longer than this only after it failed several times.
 OLD = timedelta(minutes=5)
 SILENT = timedelta(minutes=30)
-INDIA = timezone(timedelta(hours=5, minutes=30))
 # Until what was requeued has been tried once; a big backlog is left to the room.
 WATCH_SECONDS = 30
 WATCH_EVERY_SECONDS = 0.5
@@ -65,7 +64,7 @@ class Seen:
         if self.silence_alert:
             return True
         quiet = self.inbox["quiet_seconds"]
-        return bool(quiet and quiet > SILENT.total_seconds() and _in_business(datetime.now(UTC)))
+        return bool(quiet and quiet > SILENT.total_seconds() and self.inbox["in_business_hours"])
 
 
 async def diagnose(desk: Desk, replay: Range | None) -> Diagnosis:
@@ -212,11 +211,6 @@ def _following(seen: Seen, replay: Range | None) -> list[str]:
     if replay is not None:
         steps.append("what came of it a moment later: billctl tenant timeline T")
     return steps
-
-
-def _in_business(now: datetime) -> bool:
-    there = now.astimezone(INDIA)
-    return there.weekday() < 5 and 10 <= there.hour < 19
 
 
 def _bounds(replay: Range) -> dict[str, Any]:

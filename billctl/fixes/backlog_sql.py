@@ -8,7 +8,9 @@ SELECT COUNT(*) FILTER (WHERE NOT processed) AS waiting,
        (array_agg(last_error) FILTER (WHERE NOT processed AND last_error IS NOT NULL))[1] AS last_error,
        (SELECT MAX(received_at) FROM webhook_events) AS last_received,
        (SELECT MAX(processed_at) FROM processed_payment_events) AS last_decided,
-       EXTRACT(epoch FROM NOW() - (SELECT MAX(received_at) FROM webhook_events)) AS quiet_seconds
+       EXTRACT(epoch FROM NOW() - (SELECT MAX(received_at) FROM webhook_events)) AS quiet_seconds,
+       EXTRACT(isodow FROM NOW() AT TIME ZONE 'Asia/Kolkata') < 6
+           AND EXTRACT(hour FROM NOW() AT TIME ZONE 'Asia/Kolkata') BETWEEN 10 AND 18 AS in_business_hours
 FROM webhook_events
 WHERE NOT processed;
 """
