@@ -1,6 +1,6 @@
 """`billctl tenant …`: one tenant over all rooms."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Annotated
 
 import typer
@@ -9,6 +9,7 @@ from billctl.commands.options import Limit, Since
 from billctl.looks import tenant as looks
 from billctl.looks import timeline
 from billctl.running import AsJson, Wish, WithSql, look
+from shared.clock import now
 
 app = typer.Typer(no_args_is_help=True, help="One tenant over all rooms.")
 
@@ -59,7 +60,7 @@ def show_timeline(
     with_sql: WithSql = False,
 ) -> None:
     """What happened to it, in every room, oldest first; of the last 30 days unless --since says otherwise."""
-    begin = since or datetime.now(UTC) - A_MONTH
+    begin = since or now() - A_MONTH
     look(
         "tenant timeline",
         Wish(as_json=as_json, with_sql=with_sql),

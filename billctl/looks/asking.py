@@ -10,6 +10,7 @@ from psycopg import sql
 
 from billctl.desk import Desk
 from billctl.diagnosis import NotThere, Section
+from shared.clock import now
 
 # Beyond this nobody counts.
 COUNTED_MAX = 10_000
@@ -71,7 +72,7 @@ def typed(statement: str, values: dict[str, Any]) -> str:
 def moment(said: str) -> datetime:
     """`7d`, `90m`, or a moment of ISO 8601 (UTC where it does not say)."""
     if found := re.fullmatch(r"(\d{1,5})([smhdw])", said):
-        return datetime.now(UTC) - timedelta(**{UNITS[found[2]]: int(found[1])})
+        return now() - timedelta(**{UNITS[found[2]]: int(found[1])})
     try:
         when = datetime.fromisoformat(said)
     except ValueError:
