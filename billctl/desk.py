@@ -110,7 +110,7 @@ def _why(error: Exception) -> str:
 
 def _line(text: str) -> str:
     lines = text.strip().splitlines()
-    return lines[-1] if lines else "no reason was given"
+    return lines[0] if lines else "no reason was given"
 
 
 def refusal(error: BillingError) -> str:

@@ -55,6 +55,7 @@ class Section:
     source: str
     more: int = 0
     aside: Sequence[str] = ()  # columns that are too wide for a table: in JSON alone
+    spare: Sequence[str] = ()  # columns that a narrow terminal has no room for
     upright: bool = False  # one row, read from top to bottom
 
 

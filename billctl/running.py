@@ -114,7 +114,8 @@ def _run(work: Callable[[Desk], Awaitable[Exit]], screen: Screen) -> int:
     except (NotConnected, NoDatabase, NotThere) as error:
         end(str(error), Exit.FAILED)
     except BillingError as error:
-        end(refusal(error), Exit.FAILED)
+        # Steps tell of their own refusals; before them nothing was asked for that could have been done.
+        end(f"{error.reason}: {error}", Exit.FAILED)
     except KeyboardInterrupt:
         end("stopped; what was asked for with a ticket can be asked for again with the same one", INTERRUPTED)
 

@@ -26,6 +26,8 @@ COLOURS = {
 }
 # Where no terminal says how wide it is: pipes, logs and pages.
 PLAIN_WIDTH = 160
+# A terminal from this width on has room for every column.
+SPACIOUS = 120
 # More columns than this are read better from top to bottom, where there is one row.
 COLUMNS_SIDE_BY_SIDE = 6
 # Of what a shell says of a process that wrote into a closed pipe.
@@ -107,9 +109,9 @@ class Screen:
             self.document({"command": command, "subject": view.subject, **told, **rows, **more, **following})
             return view.exit
         for section in view.sections:
+            left_out = {*section.aside, *(section.spare if self._out.width < SPACIOUS else ())}
             narrow = [
-                {name: value for name, value in row.items() if name not in section.aside}
-                for row in section.rows
+                {name: value for name, value in row.items() if name not in left_out} for row in section.rows
             ]
             self.table(section.title, narrow, section.more, upright=section.upright)
             if self.with_sources:
@@ -212,7 +214,13 @@ def _side_by_side(rows: Sequence[Mapping[str, Any]]) -> Table:
         numbers = [row[name] for row in rows if row[name] is not None]
         right = bool(numbers) and all(isinstance(each, int | float | Decimal) for each in numbers)
         whole = name in {"id", "at"} or name.endswith("_at")  # what is copied, and what is compared
-        table.add_column(Text(name), justify="right" if right else "left", overflow="fold", no_wrap=whole)
+        table.add_column(
+            Text(name),
+            justify="right" if right else "left",
+            overflow="fold",
+            no_wrap=whole,
+            min_width=len(name),
+        )
     for row in rows:
         table.add_row(*(Text(harmless(shown(value))) for value in row.values()))
     return table

@@ -25,6 +25,7 @@ async def section(
     *,
     limit: int | None = None,
     aside: Sequence[str] = (),
+    spare: Sequence[str] = (),
     upright: bool = False,
     **values: Any,
 ) -> Section:
@@ -32,7 +33,7 @@ async def section(
     statement = asked(statement, values)
     if limit is None:
         rows = await desk.rows(statement, **values)
-        return Section(key, title, rows, typed(statement, values), aside=aside, upright=upright)
+        return Section(key, title, rows, typed(statement, values), 0, aside, spare, upright)
     bare = statement.strip().removesuffix(";")
     rows = await desk.rows(bare + "\nLIMIT %(limit)s", **values, limit=limit)
     more = 0
@@ -40,7 +41,7 @@ async def section(
         counting = f"SELECT COUNT(*) AS n FROM ({bare}\nLIMIT %(most)s) AS those"  # noqa: S608 - ours
         (count,) = await desk.rows(counting, **values, most=limit + COUNTED_MAX)
         more = count["n"] - limit
-    return Section(key, title, rows, typed(f"{bare}\nLIMIT {limit};", values), more, aside)
+    return Section(key, title, rows, typed(f"{bare}\nLIMIT {limit};", values), more, aside, spare)
 
 
 async def one(desk: Desk, statement: str, missing: str, **values: Any) -> dict[str, Any]:

@@ -206,6 +206,7 @@ async def transactions(
         *(desk, "transactions", f"{tenant}: transactions, newest first", TRANSACTIONS),
         limit=limit,
         aside=("description", "hold_id", "refunded_transaction_id", "actor", "idempotency_key", "metadata"),
+        spare=("id",),
         tenant=tenant,
         since=since,
         reason=reason,

@@ -130,7 +130,7 @@ async def show(desk: Desk, tenant: str, *, since: datetime, limit: int) -> View:
     more = max(0, len(lines) - limit) + unread
     sources = "\n\n".join(part.source for part in parts)
     title = f"{tenant}: since {shown(since)}" + (", the newest" if more else "")
-    section = Section("timeline", title, told, sources, more)
+    section = Section("timeline", title, told, sources, more, spare=("id",))
     return View(
         tenant, [section], next_steps=[f"--limit {min(1000, limit * 4)} or a later --since"] * bool(more)
     )
