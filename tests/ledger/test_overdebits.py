@@ -46,7 +46,7 @@ async def overdebited(ledger: RunningLedger, tenant: str, count: int = 1, credit
 def audited(hand: Hand, tenant: str) -> list[dict[str, object]]:
     return hand.look(
         "SELECT actor_id, request_id, metadata FROM billing_audit_log"
-        " WHERE tenant_id = %s AND action = 'refund_overdebit' ORDER BY id",
+        " WHERE tenant_id = %s AND action = 'refund_overdebit' ORDER BY metadata -> 'after' ->> 'transactionId'",
         tenant,
     )
 
