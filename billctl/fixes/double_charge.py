@@ -117,6 +117,9 @@ async def diagnose(desk: Desk, asked: Asked) -> Diagnosis:
     if not plan:
         summary = f"{_count(seen.charging)} at the provider, and no payment that looks double"
         verdict = Verdict.OK if len(seen.charging) <= 1 else Verdict.CRITICAL
+        if strange := _strange_charges(findings):
+            verdict = max(verdict, Verdict.WARNING, key=list(Verdict).index)
+            summary += f"; but {len(strange)} payment(s) of subscriptions that are not in our books"
         return Diagnosis(asked.tenant_id, verdict, summary, facts, next_steps=_following(seen, findings))
     plan.append(_look_again(desk, asked.tenant_id))
     return Diagnosis(
@@ -278,6 +281,15 @@ def _refuse_nonsense(seen: Seen) -> None:
         )
 
 
+def _strange_charges(findings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(payment, finding) of money that the provider took for what we never sold; only the provider can refund it."""
+    return [
+        (str(each["observed"].get("paymentId")), each["id"])
+        for each in findings
+        if each["check_type"] == "charge_without_subscription"
+    ]
+
+
 def _summary(seen: Seen) -> str:
     words = []
     if seen.orphans:
@@ -302,9 +314,14 @@ def _following(seen: Seen, findings: Sequence[Mapping[str, Any]]) -> list[str]:
         steps.append(
             f"did an orphan charge before we heard of it? then name it: billctl fix double-charge {tenant} --payment pay_…"
         )
+    for payment_id, finding_id in _strange_charges(findings):
+        steps.append(
+            f"refund {payment_id} in the provider's dashboard, for our books do not have it; then"
+            f" billctl findings resolve {finding_id}"
+        )
     if seen.asked.credits is None:
         steps.append(f"if the customer lost credits by it: billctl fix double-charge {tenant} --credits N")
-    if findings:
+    if len(findings) > len(_strange_charges(findings)):
         steps.append("the findings close with the next comparison: billctl jobs run sync_provider")
     return steps
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import razorpay
 
 from tests.billctl.conftest import Books
 from tests.billctl.fixing import Fixer, act, begun, bought, heard, provisioned, settled, until
@@ -69,6 +70,34 @@ async def test_a_double_charge_ends_the_orphan_and_gives_its_payment_back(fixer:
     )
     assert [(row["amount_paise"], row["kind"]) for row in refunds] == [(58_882, "refund")]
     assert len(fixer.audited(f"D-{tenant}", "payment.refunded")) == 1
+
+
+async def test_a_stranger_at_the_provider_is_cancelled_and_its_money_left_to_the_dashboard(
+    fixer: Fixer, tenant: str
+) -> None:
+    live = await bought(fixer, tenant)
+    secrets = fixer.suite.runtime["secrets"]
+    client = razorpay.Client(
+        auth=(secrets["razorpay_key_id"], secrets["razorpay_key_secret"]),
+        base_url=fixer.suite.runtime["sandbox_url"],
+    )
+    plan = client.subscription.fetch(live)["plan_id"]
+    stranger = client.subscription.create(
+        {"plan_id": plan, "total_count": 12, "notes": {"tenant_id": tenant}}
+    )
+    async with clients_of(fixer.suite) as clients:
+        await act(clients, f"subscriptions/{stranger['id']}/pay", method="card")
+        await heard(fixer, clients)
+
+    done = await asyncio.to_thread(fixer.applied, "double-charge", tenant, ticket=f"N-{tenant}")
+    after = await asyncio.to_thread(fixer.looked, "double-charge", tenant, exit=3)
+
+    assert [each["step"] for each in done["applied"]] == [f"cancel:{stranger['id']}", f"look:{tenant}"]
+    assert client.subscription.fetch(stranger["id"])["status"] == "cancelled"
+    assert client.subscription.fetch(live)["status"] == "active"
+    assert len(fixer.audited(f"N-{tenant}", "orphan.cancelled")) == 1
+    assert (after["verdict"], after["plan"]) == ("warning", [])
+    assert any(step.startswith("refund pay_") for step in after["next"])
 
 
 async def test_lost_credits_are_given_when_they_are_named(fixer: Fixer, tenant: str) -> None:
