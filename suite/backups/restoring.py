@@ -25,6 +25,7 @@ from suite.binaries import NoPostgres
 from suite.migrate import SCHEMAS, migrate
 
 LOCK_WAIT_SECONDS = 120
+UNDERSTANDS_ITS_SUCCESSORS = 17  # older ones know no transaction_timeout, which newer programs set
 LEAVING_SECONDS_MAX = 1.0  # a backend outlives its connection for a moment
 
 
@@ -103,6 +104,11 @@ def _fill(server: Server, backup: Backup, passwords: Mapping[str, str]) -> None:
         if (major := db.info.server_version // 10_000) < int(backup.manifest.server.split(".")[0]):
             raise RestoreFailed(
                 f"the backup is of PostgreSQL {backup.manifest.server}; this server is {major}"
+            )
+        if major < UNDERSTANDS_ITS_SUCCESSORS and programs.major > major:
+            raise RestoreFailed(
+                f"this server is PostgreSQL {major}, and does not understand what pg_restore {programs.major} says to it:"
+                f" install PostgreSQL {major} here, or restore to a newer server"
             )
     _make_roles(server, passwords)
     server.run(programs.program("pg_restore"), "--single-transaction", "--exit-on-error", str(backup.dump))

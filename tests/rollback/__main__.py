@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from suite import processes
 from tests.rollback import previous
 from tests.rollback.exceptions import EXCEPTIONS
 
@@ -30,6 +32,7 @@ def main(tests: list[str]) -> int:
             cwd=house,
             env=previous.among_its_tests(house),
             check=False,
+            preexec_fn=processes.die_with_parent(signal.SIGTERM),
         ).returncode
 
 
