@@ -103,7 +103,11 @@ Index("alerts_unsent", alerts.c.next_attempt_at)
 Index("alerts_one_event", alerts.c.source, alerts.c.key, unique=True, postgresql_where=IS_EVENT)
 Index("alerts_of_key", alerts.c.source, alerts.c.key, alerts.c.recovered_at)
 Index("alerts_of_tenant", alerts.c.tenant_id, alerts.c.id)
-Index("alerts_told_of_later", alerts.c.id, postgresql_where=TOLD_OF_LATER)
+Index(
+    "alerts_told_of_later",
+    func.coalesce(alerts.c.recovered_at, alerts.c.last_reported_at),
+    postgresql_where=TOLD_OF_LATER,
+)
 
 sink_posts = Table(
     "sink_posts",

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.scheduler.tables import SUCCEEDED, alerts, job_runs, jobs
+
+EVER, NEVER = text("'-infinity'::timestamptz"), text("'infinity'::timestamptz")
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,14 @@ class JobGauge:
 
 async def read_jobs(db: AsyncConnection, names: Sequence[str]) -> list[JobGauge]:
     """The jobs that run."""
+    place = tuple_(job_runs.c.job, job_runs.c.finished_at)
+    # As a range, not as one job's maximum: that is also looked for along all jobs' ends, to the last of them where a
+    # job never succeeded.
     newest = (
-        select(func.max(job_runs.c.finished_at))
-        .where(job_runs.c.job == jobs.c.name, SUCCEEDED)
+        select(job_runs.c.finished_at)
+        .where(SUCCEEDED, place > tuple_(jobs.c.name, EVER), place < tuple_(jobs.c.name, NEVER))
+        .order_by(job_runs.c.job.desc(), job_runs.c.finished_at.desc())
+        .limit(1)
         .scalar_subquery()
         .label("succeeded_at")
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Interval, Row, case, delete, exists, func, literal, null, or_, select, update
+from sqlalchemy import Interval, Row, case, delete, exists, func, literal, null, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
@@ -196,17 +196,22 @@ async def page(
 
 async def prune(db: AsyncConnection, *, older_than: datetime, limit: int) -> int:
     """Delete the runs that ended longest ago, but of each job not its newest tick: it would be claimed once more."""
-    newer = job_runs.alias()
-    superseded = exists().where(
-        newer.c.job == job_runs.c.job,
-        newer.c.trigger == job_runs.c.trigger,
-        newer.c.scheduled_for > job_runs.c.scheduled_for,
+    newest = (
+        select(job_runs.c.id)
+        .where(job_runs.c.job == jobs.c.name, job_runs.c.trigger == Trigger.SCHEDULE.value)
+        .order_by(job_runs.c.scheduled_for.desc())
+        .limit(1)
+        .scalar_subquery()
     )
+    # Read first: as a condition of the deletion it would be looked up for every run.
+    kept = [
+        row.id for row in await db.execute(select(newest.label("id")).select_from(jobs)) if row.id is not None
+    ]
     oldest = (
         select(job_runs.c.id)
         .where(
             job_runs.c.finished_at < older_than,
-            or_(job_runs.c.trigger != Trigger.SCHEDULE.value, superseded),
+            job_runs.c.id.not_in(kept),
         )
         .order_by(job_runs.c.finished_at)
         .limit(limit)

@@ -15,7 +15,7 @@ ALTER TABLE alerts
 CREATE UNIQUE INDEX alerts_one_event ON alerts (source, key) WHERE is_event;
 CREATE INDEX alerts_of_key ON alerts (source, key, recovered_at);
 CREATE INDEX alerts_of_tenant ON alerts (tenant_id, id);
-CREATE INDEX alerts_told_of_later ON alerts (id)
+CREATE INDEX alerts_told_of_later ON alerts ((coalesce(recovered_at, last_reported_at)))
     WHERE recovered_at IS NULL OR (NOT is_event AND sent <> 'recovery') OR (is_event AND sent = 'nothing');
 
 CREATE INDEX job_runs_succeeded ON job_runs (job, finished_at) WHERE outcome = 'succeeded' AND NOT dry_run;
