@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 from billing.ledger.v1 import ledger_funding_pb2, types_pb2
 from billing.ledger.v1 import ledger_pb2 as ledger_pb
 from billing.subscriptions.v1 import catalog_pb2
 from billing.subscriptions.v1 import subscriptions_pb2 as pb
 
+from services.scheduler.jobs import BY_NAME
 from services.subscriptions.rules.tasks import ATTEMPTS_MAX
 from tests.journeys.runbook_operator import Given, Operator
 from tests.journeys.test_kill import Clients, clients_of
 
 # Who lives through what; the page calls them by these names.
 TWICE, EDITED, STRAY, HANGING = "hooli", "acme", "umbra", "globex"
-UNTOLD, STALE, LATE, DEAR = "initech", "vandelay", "wonka", "stark"
+UNTOLD, STALE, BY_HAND, LATE, DEAR = "initech", "vandelay", "piper", "wonka", "stark"
 
 
 async def buys(clients: Clients, tenant: str, plan: str = "pro") -> str:
@@ -50,8 +53,20 @@ async def settled(operator: Operator) -> None:
     """Nothing that was told waits to be done."""
     await operator.until("SELECT count(*) FROM webhook_events WHERE NOT processed", 0)
     await operator.until(
-        "SELECT count(*) FROM billing_reconciliation_queue WHERE completed_at IS NULL AND abandoned_at IS NULL", 0
+        "SELECT count(*) FROM billing_reconciliation_queue WHERE completed_at IS NULL AND abandoned_at IS NULL",
+        0,
     )
+
+
+async def a_first_customer(operator: Operator) -> None:
+    """A payment has come, and each job has run once."""
+    async with clients_of(operator.suite) as clients:
+        await pays(operator, clients, await buys(clients, "first"))
+    for job in BY_NAME:
+        await operator.runs(job)
+    # Ten minutes pass: what ran by hand just now was a tick.
+    operator.break_or_mend("UPDATE scheduler.job_runs SET trigger = 'schedule' WHERE job = 'settle_expired'")
+    await settled(operator)
 
 
 async def a_double_charge(operator: Operator) -> Given:
@@ -72,7 +87,7 @@ async def a_double_charge(operator: Operator) -> Given:
         await operator.runs("reconcile")
         await operator.runs("sync_provider")
     [(task,)] = operator.rows("SELECT id FROM billing_reconciliation_queue WHERE abandoned_at IS NOT NULL")
-    return {"sub_…": orphan, "tsk_…": task}
+    return {"sub_…": orphan, "tsk_…": task, "fnd_…": finding(operator, "charge_without_subscription")}
 
 
 async def made_by_somebody_else(operator: Operator, clients: Clients, tenant: str) -> str:
@@ -86,15 +101,24 @@ async def made_by_somebody_else(operator: Operator, clients: Clients, tenant: st
     return str(made.json()["id"])
 
 
-async def an_edited_balance(operator: Operator) -> None:
+def finding(operator: Operator, check: str) -> str:
+    """The open finding of a check."""
+    [(finding_id,)] = operator.rows(
+        "SELECT id FROM billing_integrity_reports WHERE check_type = %s AND resolved_at IS NULL", check
+    )
+    return str(finding_id)
+
+
+async def an_edited_balance(operator: Operator) -> Given:
     """Somebody gave a customer 50 credits in psql, in the column that people read."""
     async with clients_of(operator.suite) as clients:
         await credited(clients, EDITED, 200)
     operator.edit("UPDATE tenant_credits SET balance = balance + 50 WHERE tenant_id = %s", EDITED)
     await operator.runs("audit_integrity")
+    return {"fnd_…": finding(operator, "balance_mismatch")}
 
 
-async def a_stray_transaction(operator: Operator) -> None:
+async def a_stray_transaction(operator: Operator) -> Given:
     """Somebody with every key to the database wrote a transaction that no operation made."""
     async with clients_of(operator.suite) as clients:
         await credited(clients, STRAY, 35)
@@ -105,9 +129,10 @@ async def a_stray_transaction(operator: Operator) -> None:
         STRAY,
     )
     await operator.runs("audit_integrity")
+    return {"fnd_…": finding(operator, "ledger_sum_mismatch")}
 
 
-async def an_upgrade_given_up(operator: Operator) -> None:
+async def an_upgrade_given_up(operator: Operator) -> Given:
     """Three days ago a customer closed the checkout page, and the provider waits still."""
     async with clients_of(operator.suite) as clients:
         await buys(clients, HANGING)
@@ -116,22 +141,27 @@ async def an_upgrade_given_up(operator: Operator) -> None:
         HANGING,
     )
     await operator.runs("audit_integrity")
+    return {"fnd_…": finding(operator, "orphan_pending_sub")}
 
 
 async def a_promotion_unheard_of(operator: Operator) -> None:
-    """A customer paid for pro, and no webhook told."""
+    """Two customers paid for pro, and no webhook told."""
     async with clients_of(operator.suite) as clients:
-        subscription_id = await buys(clients, UNTOLD)
-        await acts(clients, f"subscriptions/{subscription_id}/pay", method="card", deliver=False)
+        for tenant in (UNTOLD, BY_HAND):
+            subscription_id = await buys(clients, tenant)
+            await acts(clients, f"subscriptions/{subscription_id}/pay", method="card", deliver=False)
     await settled(operator)
 
 
 async def limits_of_another_plan(operator: Operator) -> None:
-    """The plan was changed in psql, as the old runbook had it, and nobody rebuilt the limits."""
+    """A customer is on pro, and somebody with every key wrote another plan's limits."""
     async with clients_of(operator.suite) as clients:
-        await pays(operator, clients, await buys(clients, STALE, "starter"), "starter")
+        await pays(operator, clients, await buys(clients, STALE))
         await settled(operator)
-    operator.edit("UPDATE subscriptions SET plan_id = 'pro' WHERE tenant_id = %s", STALE)
+    for plan in ("starter", "pro"):
+        operator.edit("UPDATE subscriptions SET plan_id = %s WHERE tenant_id = %s", plan, STALE)
+        if plan == "starter":
+            await operator.rebuilds(STALE)
 
 
 async def a_missed_escalation(operator: Operator) -> None:
@@ -142,6 +172,7 @@ async def a_missed_escalation(operator: Operator) -> None:
         await operator.pauses("escalation")
         await acts(clients, f"subscriptions/{subscription_id}/fail")
         await operator.until("SELECT status FROM subscriptions WHERE tenant_id = %s", "past_due", LATE)
+        await settled(operator)
     for table, column in (("subscriptions", "past_due_since"), ("provider_subscriptions", "failing_since")):
         operator.break_or_mend(
             f"UPDATE subscriptions.{table} SET {column} = now() - interval '15 days'"
@@ -150,7 +181,7 @@ async def a_missed_escalation(operator: Operator) -> None:
         )
 
 
-async def debits_at_twice_the_cost(operator: Operator) -> None:
+async def debits_at_twice_the_cost(operator: Operator) -> Given:
     """A release of the blog takes 40 credits for a draft that is published at 20."""
     async with clients_of(operator.suite) as clients:
         await credited(clients, DEAR, 500)
@@ -164,6 +195,11 @@ async def debits_at_twice_the_cost(operator: Operator) -> None:
                     reference_id=f"draft-{number}",
                 )
             )
+    now = datetime.now(UTC)
+    return {
+        "2026-11-21T06:00Z": (now - timedelta(hours=1)).isoformat(),
+        "2026-11-21T07:00Z": (now + timedelta(hours=1)).isoformat(),
+    }
 
 
 async def credited(clients: Clients, tenant: str, credits: int) -> None:

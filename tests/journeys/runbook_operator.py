@@ -51,12 +51,12 @@ class Operator:
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         """Another look, not from the page."""
         with psycopg.connect(self._url) as db:
-            return db.execute(query, values).fetchall()  # type: ignore[arg-type]
+            return db.execute(query, values).fetchall()
 
     def edit(self, statement: str, *values: Any) -> None:
         """What an operator does by hand in psql."""
         with psycopg.connect(self._url, autocommit=True) as db:
-            assert db.execute(statement, values).rowcount > 0, "nothing was edited"  # type: ignore[arg-type]
+            assert db.execute(statement, values).rowcount > 0, "nothing was edited"
 
     def break_or_mend(self, statement: str, *values: Any) -> None:
         """What only the administrator of the database can do."""
@@ -70,7 +70,7 @@ class Operator:
             password=password,
             autocommit=True,
         ) as db:
-            db.execute(statement, values)  # type: ignore[arg-type]
+            db.execute(statement, values)
 
     async def runs(self, job: str) -> None:
         """A job has run to its end, under a key that no page uses."""
@@ -104,6 +104,16 @@ class Operator:
             )
             admin = subscriptions_admin_pb2_grpc.SubscriptionsAdminServiceStub(channel)
             await admin.CancelOrphanSubscription(request)
+
+    async def rebuilds(self, tenant: str) -> None:
+        """A tenant's limits have become those of its plan of now."""
+        secret = SecretStr(self.suite.runtime["secrets"]["operator_secret"])
+        async with open_channel(self.suite.runtime["addresses"]["subscriptions"], secret) as channel:
+            request = subscriptions_admin_pb2.RebuildEntitlementsRequest(
+                tenant_id=tenant, idempotency_key="staged", actor="night", reason="by mistake"
+            )
+            admin = subscriptions_admin_pb2_grpc.SubscriptionsAdminServiceStub(channel)
+            await admin.RebuildEntitlements(request)
 
     async def post(self, body: bytes, *, secret: bytes | None = None) -> int:
         """A delivery from the provider, or from somebody who does not know the secret."""
@@ -140,7 +150,7 @@ class Operator:
     def _sql(self, typed: str) -> str:
         """The last rows of a fence as psql prints them; where there are none, how each statement ended."""
         with psycopg.connect(self._url, autocommit=True) as db:
-            cursor = db.execute(self._filled_in(typed))  # type: ignore[arg-type]
+            cursor = db.execute(self._filled_in(typed))
             lines: list[str] = []
             while True:
                 lines += _printed(cursor)

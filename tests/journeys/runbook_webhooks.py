@@ -22,6 +22,7 @@ async def a_signature_spike(operator: Operator) -> None:
     for number in range(FORGED):
         assert await operator.post(b'{"n": %d}' % number, secret=b"not-the-secret") == 401
     await operator.until("SELECT count(*) FROM billing_signature_failures", FORGED)
+    await operator.runs("webhook_health")
 
 
 async def dead_letters(operator: Operator) -> Given:

@@ -39,10 +39,17 @@ def test_a_forgotten_placeholder_is_noticed() -> None:
         filled("runbook_2b", TENANT_ID="t", TASK_ID="x")
 
 
-def test_what_the_operations_page_prints_is_tried_as_well() -> None:
-    page = (HOUSE / "docs" / "operations.md").read_text()
+def as_the_page_may_fill_it_in(statement: str) -> str:
+    """A pattern: the statement to the letter, with anything short in the place of what an operator fills in."""
+    literal = re.split(r"<[A-Z_]+>", statement.strip())
+    return r"[^'%\n]{1,40}".join(re.escape(part) for part in literal)
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_the_runbooks_print_every_statement_as_it_is_written(name: str) -> None:
+    page = (HOUSE / "docs" / "runbooks.md").read_text()
     printed = re.findall(r"^```sql\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
 
-    assert printed
-    tried = [statement.strip() for statement in STATEMENTS.values()]
-    assert [statement for statement in printed if statement.strip() not in tried] == []
+    pattern = as_the_page_may_fill_it_in(STATEMENTS[name])
+
+    assert [each for each in printed if re.fullmatch(pattern, each.strip())]
