@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -16,17 +15,9 @@ from tests.subscriptions.conftest import Room
 from tests.subscriptions.test_audit import paid, run_audit
 from tests.subscriptions.test_findings_admin import found
 
+# Beyond whatever other tests charge on their travels.
+YEARS = timedelta(days=4000)
 CRITICAL, WARNING = alert_pb2.ALERT_SEVERITY_CRITICAL, alert_pb2.ALERT_SEVERITY_WARNING
-
-
-@pytest.fixture(autouse=True)
-def _other_charges(room: Room) -> Iterator[None]:
-    """What other tests charged in this hour is older while a test runs."""
-    for table in ("payments", "processed_payment_events"):
-        room.change(f"UPDATE {table} SET received_at = received_at - interval '2 hours'")
-    yield
-    for table in ("payments", "processed_payment_events"):
-        room.change(f"UPDATE {table} SET received_at = received_at + interval '2 hours'")
 
 
 async def check(room: Room) -> pb.CheckHealthResponse:
@@ -56,24 +47,30 @@ def test_more_than_a_tenth_fails_and_enough_that_it_is_no_chance(
 
 
 async def test_charges_that_fail_in_numbers_wake_somebody(room: Room, tenant: str) -> None:
-    await paid(room, tenant)
+    room.clock.ahead = YEARS
+    await room.provision(tenant)
+    await pack(room, tenant, "good", "pay", method="upi")
     for number in range(5):
         answer = await check(room)
         assert "subscriptions.payment_failures" not in keys(answer), number
-        order = await room.buy_credits(tenant, key=f"pack-{number}")
-        for delivery in room.sandbox.act(f"orders/{order.order_id}/fail"):
-            await room.deliver(delivery)
-            await room.deliver(delivery)  # told twice, failed once
+        await pack(room, tenant, f"bad-{number}", "fail")
 
     answer = await check(room)
 
     assert (answer.payments_succeeded_last_hour, answer.payments_failed_last_hour) == (1, 5)
     alert = keys(answer)["subscriptions.payment_failures"]
     assert (alert.severity, alert.title) == (CRITICAL, "5 of 6 charges failed in the last hour")
-    room.clock.ahead = timedelta(minutes=61)
+    room.clock.ahead = YEARS + timedelta(minutes=61)
     answer = await check(room)
     assert (answer.payments_succeeded_last_hour, answer.payments_failed_last_hour) == (0, 0)
     assert "subscriptions.payment_failures" not in keys(answer)
+
+
+async def pack(room: Room, tenant: str, key: str, what: str, **how: str) -> None:
+    """An attempt to pay for credits, of which we are told twice."""
+    order = await room.buy_credits(tenant, key=key)
+    for delivery in room.sandbox.act(f"orders/{order.order_id}/{what}", duplicates=1, **how):
+        await room.deliver(delivery)
 
 
 async def test_a_dispute_is_told_until_it_is_closed(room: Room, tenant: str) -> None:
