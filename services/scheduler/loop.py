@@ -7,6 +7,8 @@ import socket
 import time
 from datetime import timedelta
 
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.scheduler import actions
@@ -67,6 +69,9 @@ class Loop:
                 await asyncio.sleep(1 - time.time() % 1)
                 try:
                     await self.tick()
+                except (DBAPIError, PoolTimeout, OSError) as error:
+                    # The database is away, perhaps for many seconds: where in the code is the same each time.
+                    log.error("tick_failed", error=logs.brief(error))
                 except Exception as error:
                     log.error("tick_failed", error=logs.brief(error), exc_info=error)
         finally:
