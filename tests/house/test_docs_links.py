@@ -53,7 +53,12 @@ def test_a_link_to_nowhere_is_noticed(tmp_path: Path) -> None:
 def test_alerts_and_billctl_name_runbooks_that_exist() -> None:
     known = anchors(ROOT / "docs" / "runbooks.md")
     named: set[str] = set()
-    for folder, kind in (("deploy", "*.yaml"), ("deploy", "*.json"), ("billctl", "*.py"), ("services", "*.py")):
+    for folder, kind in (
+        ("deploy", "*.yaml"),
+        ("deploy", "*.json"),
+        ("billctl", "*.py"),
+        ("services", "*.py"),
+    ):
         for file in (ROOT / folder).rglob(kind):
             named |= set(re.findall(r"runbooks\.md#([\w-]+)", file.read_text()))
     assert named <= known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import os
 import re
 import signal
 import subprocess
@@ -22,7 +23,9 @@ from billing.webhooks.v1 import webhooks_maintenance_pb2 as maintenance
 from billing.webhooks.v1 import webhooks_maintenance_pb2_grpc as maintenance_grpc
 from pydantic import SecretStr
 
+from billctl.settings import ROOMS
 from shared.rpc.client import open_channel
+from tests.journeys.runbook_page import Block, is_what_the_page_says
 from tests.sandbox.running import KEY_ID, KEY_SECRET, Received, Sandbox, listening
 from tests.suite.running import HOUSE
 from tests.webhooks.harness import (
@@ -265,10 +268,28 @@ def answered(rows: list[dict[str, Any]]) -> list[list[str]]:
     return [list(rows[0]), *([cell(value) for value in row.values()] for row in rows)]
 
 
+def by_the_command(scene: Scene, typed: str) -> str:
+    """What billctl says of a house of which only the ingress and the database are up."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "BILLING_DATA_DIR": "/nowhere",
+        "READONLY_DATABASE_URL": scene.database.url("billing_readonly"),
+        "OPERATOR_SECRET": scene.secrets.operator,
+        **{f"{room.upper()}_ADDRESS": "127.0.0.1:1" for room in ROOMS},
+    }
+    told = subprocess.run(
+        ["sh", "-euc", typed], cwd=HOUSE, env=environment, capture_output=True, text=True, check=False
+    )
+    assert told.returncode in {0, 3}, told.stderr
+    return told.stdout
+
+
 async def the_runbook_shows_what_signs(scene: Scene, ingress: Process) -> None:
-    [look] = runbook("sh")
+    where, look = runbook("sh")
     watch, may_it_go = runbook("sql")
-    counters, stored, gone = runbook("text")
+    standing, counters, stored, gone = runbook("text")
+    told_where = await asyncio.to_thread(by_the_command, scene, where)
+    assert is_what_the_page_says(Block("sh", where, standing), told_where), told_where
     told = await asyncio.to_thread(
         subprocess.run,
         ["bash", "-euc", look.replace("http://127.0.0.1:8080", ingress.url)],
