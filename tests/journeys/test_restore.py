@@ -87,6 +87,7 @@ def drill() -> Iterator[Drill]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.timeout(400)  # two suites one after the other, on a machine that may be busy
 async def test_what_was_acknowledged_before_the_backup_is_there_once_and_the_rest_comes_from_the_provider(
     drill: Drill,
 ) -> None:

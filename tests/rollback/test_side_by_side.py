@@ -140,6 +140,7 @@ async def verified(suite: RunningSuite) -> list[str]:
     return [each.tenant_id for each in answer.verifications if not each.verified]
 
 
+@pytest.mark.timeout(400)  # two suites one after the other, on a machine that may be busy
 async def test_both_releases_serve_one_database_and_then_the_previous_one_alone(
     folder: Path, older: Path
 ) -> None:
