@@ -170,6 +170,17 @@ async def test_an_owner_that_learns_of_its_successor_stops_calling(
     assert await asyncio.wait_for(owner, timeout=5) is False
 
 
+async def test_who_was_frozen_since_its_claim_asks_nothing_of_a_room(
+    engine: AsyncEngine, maintenance: Maintenance, rooms: Rooms, admin: psycopg.Connection
+) -> None:
+    run = (await due(engine, NOON))["settle_expired"]
+    admin.execute("UPDATE job_runs SET fence = fence + 1, owner = 'second' WHERE id = %s", [run.id])
+    with capture_logs() as lines:
+        assert await execute(engine, maintenance, run) is False
+    assert rooms.asked == []
+    assert [(line["event"], line["fence"]) for line in lines] == [("run_lost", 1)]
+
+
 async def test_three_failures_in_a_row_alert_once_and_a_success_recovers(
     engine: AsyncEngine, maintenance: Maintenance, rooms: Rooms, admin: psycopg.Connection
 ) -> None:

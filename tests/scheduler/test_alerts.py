@@ -163,6 +163,19 @@ async def test_three_replicas_tell_each_alert_once_and_share_the_minute(
     assert sum("more" in line for line in sink.lines) == 1
 
 
+async def test_a_minute_is_counted_when_nobody_else_posts(
+    engine: AsyncEngine, sink: Any, admin: psycopg.Connection
+) -> None:
+    await open_many(engine, 3)
+    with admin.transaction():
+        admin.execute("LOCK TABLE sink_posts IN SHARE ROW EXCLUSIVE MODE")
+        posting = asyncio.create_task(actions.tell_sink(engine, AlertSink(sink.url), now=NOON, per_minute=2))
+        await asyncio.sleep(0.3)
+        admin.execute("INSERT INTO sink_posts (id, alerts) VALUES ('pst_1', 1), ('pst_2', 1)")
+    assert await posting == 0
+    assert sink.lines == []
+
+
 async def test_who_dies_before_it_notes_that_it_told_leaves_the_alert_to_be_told_again(
     engine: AsyncEngine, sink: Any, admin: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,12 @@ def at(text: str) -> datetime:
 
 
 def state(
-    schedule: str, last: str | None = None, *, paused: bool = False, since: str = "2026-01-01"
+    schedule: str,
+    last: str | None = None,
+    *,
+    paused: bool = False,
+    since: str = "2026-01-01",
+    set_at: str | None = None,
 ) -> JobState:
     """A job as the database describes it."""
     return JobState(
@@ -27,6 +32,7 @@ def state(
         paused=paused,
         created_at=at(since),
         last_tick=None if last is None else at(last),
+        ticks_from=None if set_at is None else at(set_at),
     )
 
 
@@ -89,6 +95,19 @@ def test_schedules_that_are_refused(schedule: str, problem: str) -> None:
         (state("0 3 * * *", since="2026-11-20T11:00"), "2026-11-20T12:00", None),
         (state("0 3 * * *", since="2026-11-20T11:00"), "2026-11-21T03:00", "2026-11-21T03:00"),
         (state("* * * * *", paused=True), "2026-11-20T12:00", None),
+        # Another schedule owes nothing from before it was set.
+        (state("*/5 * * * *", "2026-11-20T03:00", set_at="2026-11-20T12:01"), "2026-11-20T12:02", None),
+        (
+            state("*/5 * * * *", "2026-11-20T03:00", set_at="2026-11-20T12:01"),
+            "2026-11-20T12:05",
+            "2026-11-20T12:05",
+        ),
+        # Unless the clock was turned back since.
+        (
+            state("*/5 * * * *", "2026-11-20T03:00", set_at="2027-11-20T12:01"),
+            "2026-11-20T12:05",
+            "2026-11-20T12:05",
+        ),
         # Another replica's clock is a little ahead: its tick counts.
         (state("* * * * *", "2026-11-20T12:01"), "2026-11-20T12:00:59", None),
         # The clock was turned back from next year: time goes on from here.
@@ -157,3 +176,21 @@ def test_every_job_calls_a_maintenance_rpc_that_takes_its_key_and_has_a_schedule
     assert called["audit_integrity"] == ["ledger.AuditIntegrity", "subscriptions.AuditSubscriptions"]
     assert called["billing_health"] == ["subscriptions.CheckHealth"]
     assert len(called) == 11
+
+
+@pytest.mark.parametrize(
+    ("untold", "posted", "per_minute", "told"),
+    [
+        (0, 0, 20, 0),
+        (1, 19, 20, 1),
+        (5, 0, 20, 1),
+        (60, 18, 20, 1),
+        (41, 19, 20, 41),
+        (41, 20, 20, 0),
+        (41, 25, 20, 0),
+        (7, 0, 1, 7),
+        (1_000_000, 19, 20, rules.DIGEST_MAX),
+    ],
+)
+def test_how_many_alerts_a_message_tells_of(untold: int, posted: int, per_minute: int, told: int) -> None:
+    assert rules.alerts_in_next_message(untold, posted=posted, per_minute=per_minute) == told

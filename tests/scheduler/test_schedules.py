@@ -156,7 +156,11 @@ async def test_another_schedule_begins_with_its_next_tick_at_every_replica_and_a
     assert await look() == ["12:30"]
     await schedule("*/5 * * * *")
     assert await look() == []
-    moment += timedelta(minutes=5)
+    moment += timedelta(minutes=3)
+    await schedule("32 * * * *")
+    assert await look() == [], "12:32 is newer than the last tick, and older than the change"
+    await schedule("*/5 * * * * ")
+    moment += timedelta(minutes=2)
     assert await look() == ["12:35"]
     moment += timedelta(minutes=55)
     assert await look() == ["13:30"], "of those missed the newest"
