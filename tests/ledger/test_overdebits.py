@@ -18,12 +18,16 @@ from tests.ledger.tampering import Hand, verify_one
 Item = tuple[str, str, int]
 
 
-def a_request(*items: Item, key: str = "T-9", **changes: str) -> admin_pb.RefundOverdebitsRequest:
+def a_request(
+    *items: Item, key: str = "T-9", should_cost: int = 0, **changes: str
+) -> admin_pb.RefundOverdebitsRequest:
     values = {"actor": "asha", "reason": "T-9: charged 5 instead of 3", **changes}
     return admin_pb.RefundOverdebitsRequest(
         idempotency_key=key,
         overdebits=[
-            admin_pb.Overdebit(tenant_id=tenant, transaction_id=transaction, credits=credits)
+            admin_pb.Overdebit(
+                tenant_id=tenant, transaction_id=transaction, credits=credits, should_cost=should_cost
+            )
             for tenant, transaction, credits in items
         ],
         **values,
@@ -31,9 +35,10 @@ def a_request(*items: Item, key: str = "T-9", **changes: str) -> admin_pb.Refund
 
 
 async def refund(
-    ledger: RunningLedger, *items: Item, key: str = "T-9", **changes: str
+    ledger: RunningLedger, *items: Item, key: str = "T-9", should_cost: int = 0, **changes: str
 ) -> Sequence[admin_pb.OverdebitResult]:
-    return (await ledger.admin.RefundOverdebits(a_request(*items, key=key, **changes))).results
+    request = a_request(*items, key=key, should_cost=should_cost, **changes)
+    return (await ledger.admin.RefundOverdebits(request)).results
 
 
 async def overdebited(ledger: RunningLedger, tenant: str, count: int = 1, credits: int = 5) -> list[str]:
@@ -130,6 +135,26 @@ async def test_a_second_ticket_gets_no_more_than_is_left_and_no_refusal_is_remem
     assert nothing.refusal.metadata["refundable"] == "0"
     assert await available(ledger, tenant) == 10
     assert len(audited(hand, tenant)) == 2
+
+
+async def test_two_tickets_at_once_give_back_the_difference_once(
+    ledger: RunningLedger, hand: Hand, tenant: str
+) -> None:
+    debits = await overdebited(ledger, tenant, 40)
+    items = [(tenant, debit, 2) for debit in debits]
+
+    both = await asyncio.gather(
+        refund(ledger, *items, key="T-1", should_cost=3),
+        refund(ledger, *items[::-1], key="T-2", should_cost=3),
+    )
+    again = await refund(ledger, *items, key="T-1", should_cost=3)
+
+    assert await available(ledger, tenant) == 200 + 40 * 2
+    assert len(audited(hand, tenant)) == 40
+    refused = [each.refusal for results in both for each in results if each.HasField("refusal")]
+    assert len(refused) == 40
+    assert {(each.reason, each.metadata["refundable"]) for each in refused} == {("EXCEEDS_REFUNDABLE", "0")}
+    assert sum(each.HasField("refund") for each in again) == sum(each.HasField("refund") for each in both[0])
 
 
 async def test_an_earlier_refund_of_the_products_counts_too(ledger: RunningLedger, tenant: str) -> None:

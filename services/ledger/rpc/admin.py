@@ -115,6 +115,7 @@ class LedgerAdminService(ledger_admin_pb2_grpc.LedgerAdminServiceServicer):
                 reason="admin.refund",
                 description=request.reason,
                 actor=request.actor,
+                should_cost=each.should_cost,
                 request_id=logs.request_id.get(),
             )
             for each in request.overdebits

@@ -28,12 +28,13 @@ def refund(
     """Gives back `credits`, or all that is left. `spent` None: there is no such transaction."""
     refuse_frozen(account)
     spent = _refundable(asked, spent)
-    credits = spent.refundable if asked.credits is None else asked.credits
-    if not 0 < credits <= spent.refundable:
+    left = spent.refundable
+    if isinstance(asked, RefundOverdebit):
+        left = max(left - asked.should_cost, 0)
+    credits = left if asked.credits is None else asked.credits
+    if not 0 < credits <= left:
         raise errors.ExceedsRefundable(
-            f"{spent.refundable} credits are left to refund, {credits} were asked for",
-            refundable=spent.refundable,
-            requested=credits,
+            f"{left} credits are left to refund, {credits} were asked for", refundable=left, requested=credits
         )
     header = Header(
         id=new_id(),

@@ -115,6 +115,8 @@ class RefundOverdebit(Refund):
     # Whoever goes on with a colleague's ticket asks for the same.
     description: str = field(default="", metadata={"compared": False})
     actor: str = field(metadata={"compared": False})
+    # What stays taken whoever gives back; the same credits under the same key are the same refund.
+    should_cost: int = field(default=0, metadata={"compared": False})
     request_id: str = ""
 
 

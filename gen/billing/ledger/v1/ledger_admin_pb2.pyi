@@ -656,22 +656,28 @@ class Overdebit(_message.Message):
     TENANT_ID_FIELD_NUMBER: _builtins.int
     TRANSACTION_ID_FIELD_NUMBER: _builtins.int
     CREDITS_FIELD_NUMBER: _builtins.int
+    SHOULD_COST_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Whose."""
     transaction_id: _builtins.str
     """The debit or capture."""
     credits: _builtins.int
     """What it took too much."""
+    should_cost: _builtins.int
+    """What it should have taken. A refund that would leave less taken than this is refused (EXCEEDS_REFUNDABLE), so two
+    who find the same debit at once, each under a key of their own, do not both give back the difference. 0: nothing.
+    """
     def __init__(
         self,
         *,
         tenant_id: _builtins.str = ...,
         transaction_id: _builtins.str = ...,
         credits: _builtins.int = ...,
+        should_cost: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "tenant_id", b"tenant_id", "transaction_id", b"transaction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "should_cost", b"should_cost", "tenant_id", b"tenant_id", "transaction_id", b"transaction_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -141,7 +141,7 @@ class LedgerAdminServiceServicer:
         """Gives back what debits took too much, each as a refund of its own that is refused or booked by itself and audited.
         A repeat with the same key answers the first refunds, however the items are cut into calls, and whoever asks. No
         refusal is remembered; one with UNAVAILABLE or RESOURCE_EXHAUSTED as its code is asked for again with the same key.
-        Under another key a debit gives back no more than is left to refund (EXCEEDS_REFUNDABLE).
+        Under another key a debit gives back no more than is left to refund above `should_cost` (EXCEEDS_REFUNDABLE).
         Credits return to the lots that they came from. Where a lot has expired meanwhile they become a lot of thirty days
         (EXPIRED_POLICY_REGRANT_30_DAYS): back in the expired lot they would be gone again, though it was our mistake that
         they could not be used in time; for ever would be more than the customer had.
