@@ -41,7 +41,7 @@ def without_what_varies(text: str) -> list[str]:
     not (HOUSE / ".venv" / ".ok").exists(), reason="the README types .venv/bin, which make setup makes"
 )
 @pytest.mark.parametrize(
-    ("page", "heading", "count"), [("README.md", "Five minutes", 8), ("docs/webhooks.md", "By hand", 2)]
+    ("page", "heading", "count"), [("README.md", "Five minutes", 9), ("docs/webhooks.md", "By hand", 2)]
 )
 def test_a_tour_answers_what_the_page_prints(
     running_suite: RunningSuite, page: str, heading: str, count: int
