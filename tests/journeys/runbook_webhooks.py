@@ -65,3 +65,10 @@ async def a_room_that_does_not_answer(operator: Operator) -> None:
     pid = operator.suite.pid("ledger")
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
+
+
+def answers_again(operator: Operator) -> None:
+    """Whatever held the room is over."""
+    pid = operator.suite.pid("ledger")
+    if pid is not None:
+        os.kill(pid, signal.SIGCONT)
