@@ -121,6 +121,7 @@ class WebhooksSettings(RoomSettings):
         default=frozenset(range(5)), description="JSON list, Monday is 0"
     )
     webhooks_signature_spike: int = Field(default=10, ge=1, description="failures in an hour")
+    webhooks_signature_burst: int = Field(default=6, ge=1, description="failures in five minutes")
     webhooks_dead_letters_alert: int = Field(default=10, ge=0, description="warn beyond so many")
 
     webhooks_body_retention_days: int = Field(default=90, ge=8, description="bodies hold personal data")

@@ -21,6 +21,7 @@ from services.webhooks.inbox import Inbox
 from services.webhooks.loop import DeliveryLoop
 from services.webhooks.metrics import Metrics
 from services.webhooks.rpc import WebhooksAdminService, WebhooksMaintenanceService
+from services.webhooks.rules.health import Spike
 from shared import clock
 from shared.database import create_engine
 from shared.metrics import Exposition
@@ -106,7 +107,7 @@ def _doors(
         normal=Watch(
             hours=settings.business_hours(),
             silence=timedelta(minutes=settings.webhooks_silence_minutes),
-            signature_spike=settings.webhooks_signature_spike,
+            signature_spike=Spike(settings.webhooks_signature_spike, settings.webhooks_signature_burst),
             dead_letters=settings.webhooks_dead_letters_alert,
         ),
         retention=Retention(

@@ -102,13 +102,13 @@ async def age(room: Running, by: timedelta) -> None:
 
 
 async def test_fifteen_forged_deliveries_are_one_alert_and_one_recovery(room: Running, watch: Watch) -> None:
-    await refuse(room, 9)
+    await refuse(room, 5)
     assert await watch.look(2) == []
 
     await refuse(room, 1)
     [line] = await watch.look(3)
-    assert line.startswith("[critical] Signature-failure spike on webhook: 10 in an hour: ")
-    await refuse(room, 5)
+    assert line.startswith("[critical] Signature-failure spike on webhook: 6 in five minutes: ")
+    await refuse(room, 9)
     assert await watch.look(4) == []
 
     await age(room, timedelta(minutes=59))
@@ -129,7 +129,7 @@ async def test_a_tenants_forged_confirmations_are_one_alert_beside_the_endpoints
     assert line.startswith("[critical] Signature-failure spike: 12 in an hour for one tenant")
     assert tenant in line
 
-    await forge(verifying, f"{tenant}_other", 9)
+    await forge(verifying, f"{tenant}_other", 5)
     assert await watch.look(2) == []
     await refuse(room, 10)
     [line] = await watch.look(2)

@@ -325,7 +325,7 @@ async def test_deliver_pending_ends_before_its_deadline(start: Start, tenant: st
     assert (row["locked_until"], row["last_error"]) == (None, "DEADLINE_EXCEEDED")
 
 
-async def test_ten_signature_failures_are_one_critical_alert(start: Start) -> None:
+async def test_many_signature_failures_are_one_critical_alert(start: Start) -> None:
     room = await start(deliver=False)
 
     async def alerts(failures: int) -> list[alert_pb2.Alert]:
@@ -338,10 +338,10 @@ async def test_ten_signature_failures_are_one_critical_alert(start: Start) -> No
         )
         return [alert for alert in answer.alerts if "signature" in alert.key]
 
-    for _ in range(9):
+    for _ in range(5):
         await room.post(b"{}", secret="wrong-secret")
-    assert await alerts(9) == []
-    for _ in range(6):
+    assert await alerts(5) == []
+    for _ in range(10):
         await room.post(b"{}", secret="wrong-secret")
     [alert] = await alerts(15)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from services.webhooks.rules import health
-from services.webhooks.rules.health import BusinessHours, Failure
+from services.webhooks.rules.health import BusinessHours, Failure, Spike
 from tests.webhooks.harness import room_settings
 
 MONDAY_NOON = datetime(2026, 11, 23, 6, 30, tzinfo=UTC)  # 12:00 in India
@@ -93,8 +93,11 @@ def test_hours_in_which_nobody_would_hear_of_a_silence_are_refused(
         room_settings("postgresql://x", secrets, "127.0.0.1:1", **changes)
 
 
-def keys(*failures: Failure, now: datetime = MONDAY_NOON) -> list[str]:
-    alerts = health.signature_spikes(failures, now, 10)
+HOURLY = Spike(in_an_hour=10, in_five_minutes=10_000)
+
+
+def keys(*failures: Failure, now: datetime = MONDAY_NOON, spike: Spike = HOURLY) -> list[str]:
+    alerts = health.signature_spikes(failures, now, spike)
     assert all(alert.severity == "critical" for alert in alerts)
     return [alert.key.removeprefix("webhooks.signature_spike:") for alert in alerts]
 
@@ -132,6 +135,19 @@ def test_a_spike_is_over_an_hour_after_its_last_ten() -> None:
     assert keys(*many(9, ago=59.5), *many(9, ago=119.8)) == []
 
 
+def test_more_than_five_in_five_minutes_are_the_same_alert_sooner() -> None:
+    spike = Spike(in_an_hour=10, in_five_minutes=6)
+    slow = [Failure("webhook", None, MONDAY_NOON - timedelta(minutes=n)) for n in range(9)]
+
+    assert keys(*many(5), spike=spike) == keys(*slow, spike=spike) == []
+    assert keys(*many(6), spike=spike) == ["endpoint:webhook"]
+    assert keys(*many(6, tenant="t"), *many(5), spike=spike) == ["tenant:t"]
+    [early] = health.signature_spikes(many(6), MONDAY_NOON, spike)
+    [late] = health.signature_spikes(many(12), MONDAY_NOON, spike)
+    assert early.title == "Signature-failure spike on webhook: 6 in five minutes"
+    assert late.title == "Signature-failure spike on webhook: 12 in an hour"
+
+
 def test_an_attack_at_the_thresholds_own_pace_is_one_alert() -> None:
     """One failure every six minutes: the last hour has ten, then nine, then ten again."""
     began = MONDAY_NOON
@@ -154,9 +170,8 @@ def test_an_attack_at_the_thresholds_own_pace_is_one_alert() -> None:
 def test_a_spike_is_as_many_in_some_hour(told: list[tuple[str | None, int]], threshold: int) -> None:
     failures = [Failure("webhook", tenant, MONDAY_NOON - timedelta(seconds=ago)) for tenant, ago in told]
 
-    spiking = {alert.tenant_id for alert in health.signature_spikes(failures, MONDAY_NOON, threshold)} - {
-        None
-    }
+    spike = Spike(threshold, 10_000)
+    spiking = {alert.tenant_id for alert in health.signature_spikes(failures, MONDAY_NOON, spike)} - {None}
 
     for tenant in ("a", "b"):
         agos = [ago for of, ago in told if of == tenant]

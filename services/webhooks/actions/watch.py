@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.webhooks.metrics import Metrics
 from services.webhooks.rules import health
-from services.webhooks.rules.health import Alert, BusinessHours
+from services.webhooks.rules.health import Alert, BusinessHours, Spike
 from services.webhooks.store import inbox, operators, signatures, upkeep
 from shared import database
 from shared.clock import Clock
@@ -31,7 +31,7 @@ class Watch:
 
     hours: BusinessHours
     silence: timedelta
-    signature_spike: int
+    signature_spike: Spike
     dead_letters: int
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 # India has had no summer time since 1945.
 INDIA = timezone(timedelta(hours=5, minutes=30))
 HOUR = timedelta(hours=1)
+FIVE_MINUTES = timedelta(minutes=5)
 # How far back silence is counted: whoever did not look for so long needs no more days.
 _DAYS_COUNTED = 14
 
@@ -80,52 +81,78 @@ def silence(
     ]
 
 
-def signature_spikes(failures: Sequence[Failure], now: datetime, threshold: int) -> list[Alert]:
-    """One critical alert for each tenant over the threshold, and one for each endpoint that is over it without them.
+@dataclass(frozen=True)
+class Spike:
+    """How many refused signatures are too many: in an hour, or sooner in five minutes."""
 
-    It holds until no hour that ended within the last one had so many: an attack at the threshold's own pace is one
+    in_an_hour: int
+    in_five_minutes: int
+
+
+@dataclass(frozen=True)
+class _Peak:
+    """The most failures in any hour, and in any five minutes, that ended within the last hour."""
+
+    in_an_hour: int
+    in_five_minutes: int
+
+    def is_one(self, spike: Spike) -> bool:
+        return self.in_an_hour >= spike.in_an_hour or self.in_five_minutes >= spike.in_five_minutes
+
+    def told(self, spike: Spike) -> str:
+        if self.in_an_hour >= spike.in_an_hour:
+            return f"{self.in_an_hour} in an hour"
+        return f"{self.in_five_minutes} in five minutes"
+
+
+def signature_spikes(failures: Sequence[Failure], now: datetime, spike: Spike) -> list[Alert]:
+    """One critical alert for each tenant that has too many, and one for each endpoint that has too many without them.
+
+    It holds until nothing that ended within the last hour was too much: an attack at the threshold's own pace is one
     alert, not one every few minutes.
     """
-    tenants = _spiking(failures, lambda failure: failure.tenant_id, now, threshold)
+    tenants = _spiking(failures, lambda failure: failure.tenant_id, now, spike)
     others = [failure for failure in failures if failure.tenant_id not in tenants]
-    endpoints = _spiking(others, lambda failure: failure.address, now, threshold)
+    endpoints = _spiking(others, lambda failure: failure.address, now, spike)
     alerts = [
         Alert(
             key=f"webhooks.signature_spike:tenant:{tenant}",
             severity="critical",
-            title=f"Signature-failure spike: {count} in an hour for one tenant",
+            title=f"Signature-failure spike: {peak.told(spike)} for one tenant",
             tenant_id=tenant,
-            evidence={"failures": str(count), "tenant_id": tenant},
+            evidence={"failures": str(peak.in_an_hour), "tenant_id": tenant},
         )
-        for tenant, count in sorted(tenants.items())
+        for tenant, peak in sorted(tenants.items())
     ]
     return alerts + [
         Alert(
             key=f"webhooks.signature_spike:endpoint:{endpoint}",
             severity="critical",
-            title=f"Signature-failure spike on {endpoint}: {count} in an hour",
-            evidence={"failures": str(count), "endpoint": endpoint},
+            title=f"Signature-failure spike on {endpoint}: {peak.told(spike)}",
+            evidence={"failures": str(peak.in_an_hour), "endpoint": endpoint},
         )
-        for endpoint, count in sorted(endpoints.items())
+        for endpoint, peak in sorted(endpoints.items())
     ]
 
 
 def _spiking(
-    failures: Sequence[Failure], key: Callable[[Failure], str | None], now: datetime, threshold: int
-) -> dict[str, int]:
-    """The most failures in any hour that ended within the last one, of those that had enough of them."""
+    failures: Sequence[Failure], key: Callable[[Failure], str | None], now: datetime, spike: Spike
+) -> dict[str, _Peak]:
     moments: dict[str, list[datetime]] = {}
     for failure in sorted(failures, key=lambda failure: failure.created_at):
         if name := key(failure):
             moments.setdefault(name, []).append(failure.created_at)
-    peaks = {name: _peak(of_one, now) for name, of_one in moments.items()}
-    return {name: peak for name, peak in peaks.items() if peak >= threshold}
+    peaks = {
+        name: _Peak(_most(of_one, now, HOUR), _most(of_one, now, FIVE_MINUTES))
+        for name, of_one in moments.items()
+    }
+    return {name: peak for name, peak in peaks.items() if peak.is_one(spike)}
 
 
-def _peak(moments: Sequence[datetime], now: datetime) -> int:
+def _most(moments: Sequence[datetime], now: datetime, span: timedelta) -> int:
     highest = first = 0
     for place, moment in enumerate(moments):
-        while moments[first] <= moment - HOUR:
+        while moments[first] <= moment - span:
             first += 1
         if moment > now - HOUR:
             highest = max(highest, place - first + 1)
