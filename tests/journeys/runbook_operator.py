@@ -15,6 +15,7 @@ from billing.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from billing.subscriptions.v1 import subscriptions_admin_pb2, subscriptions_admin_pb2_grpc
 from pydantic import SecretStr
 
+from shared.errors import FailedPrecondition
 from shared.rpc.client import open_channel
 from suite.postgres import ADMIN
 from tests.journeys import shell
@@ -34,6 +35,7 @@ class Operator:
     def __init__(self, suite: RunningSuite) -> None:
         self.suite = suite
         self.given: Given = {}
+        self.status = 0  # of what was typed last
         self._staged: dict[Incident, Given] = {}
 
     async def lives_through(self, *incidents: Incident) -> None:
@@ -46,6 +48,7 @@ class Operator:
 
     def types(self, kind: str, typed: str, helpers: str) -> str:
         """What came of one fence."""
+        self.status = 0
         return self._sql(typed) if kind == "sql" else self._shell(helpers, typed)
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -79,7 +82,14 @@ class Operator:
             scheduler = scheduler_pb2_grpc.SchedulerServiceStub(channel)
             key = f"staged-{job}-{datetime.now(UTC).timestamp()}"
             request = scheduler_pb2.RunJobRequest(job=job, idempotency_key=key, actor="night")
-            run = (await scheduler.RunJob(request, timeout=60)).run
+
+            async def ended() -> scheduler_pb2.Run | None:
+                try:
+                    return (await scheduler.RunJob(request, timeout=60)).run
+                except FailedPrecondition:  # a tick of its own runs just now
+                    return None
+
+            run = await eventually(ended, seconds=30)
         assert run.outcome == scheduler_pb2.RUN_OUTCOME_SUCCEEDED, run
 
     async def pauses(self, job: str) -> None:
@@ -145,6 +155,7 @@ class Operator:
 
     def _shell(self, helpers: str, typed: str) -> str:
         told = shell.typed(self.suite, f"{helpers}\necho '{CUT}'\n{self._filled_in(typed)}")
+        self.status = told.returncode
         return told.stdout.split(f"{CUT}\n")[-1] + told.stderr
 
     def _sql(self, typed: str) -> str:

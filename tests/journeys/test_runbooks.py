@@ -73,6 +73,7 @@ STAGED: dict[str, tuple[Incident, ...]] = {
     ),
     "Runbook 1: a customer was charged twice": (customers.a_double_charge,),
     "Runbook 2: the integrity audit found something": (
+        customers.a_missed_escalation,
         customers.an_edited_balance,
         customers.a_stray_transaction,
         customers.an_upgrade_given_up,
@@ -80,7 +81,7 @@ STAGED: dict[str, tuple[Incident, ...]] = {
     "Runbook 2a: balance_mismatch": (customers.an_edited_balance,),
     "Runbook 2b: ledger_sum_mismatch": (customers.a_stray_transaction,),
     "Runbook 2c: orphan_pending_sub": (customers.an_upgrade_given_up,),
-    "Runbook 3: signatures fail": (webhooks.a_signature_spike,),
+    "Runbook 3: signatures fail": (customers.a_first_customer, webhooks.a_signature_spike),
     "Runbook 4: a customer is on the wrong plan": (
         customers.a_promotion_unheard_of,
         customers.limits_of_another_plan,
@@ -115,6 +116,7 @@ async def test_a_runbook_answers_what_the_page_prints(operator: Operator, headin
 
     for block, answer in work(operator, heading):
         assert is_what_the_page_says(block, answer), f"{block.typed}\n{answer}"
+        assert operator.status in ({WELL} if CHANGES.search(block.typed) else {WELL, WANTS_A_PERSON})
 
 
 async def test_the_calls_by_hand_of_the_operations_page_are_answered(operator: Operator) -> None:
@@ -127,6 +129,7 @@ async def test_the_calls_by_hand_of_the_operations_page_are_answered(operator: O
 
     told = operator.types("sh", script, "set -e")
 
+    assert operator.status == WELL, told
     assert told.count("{\n") >= script.count("T-1") + script.count("T-2"), told
     done = operator.rows(
         "SELECT action FROM billing_audit_log WHERE actor_id = 'asha'"
