@@ -17,10 +17,12 @@ FORGED = 12
 
 
 async def a_signature_spike(operator: Operator) -> None:
-    """Twelve deliveries that somebody signed with another secret."""
+    """Twelve deliveries that somebody signed with another secret, and one of the provider's."""
     for number in range(FORGED):
         assert await operator.post(b'{"n": %d}' % number, secret=b"not-the-secret") == 401
     await operator.until("SELECT count(*) FROM billing_signature_failures", FORGED)
+    assert await operator.post(sample("payment.failed.json")) == 200
+    await operator.until("SELECT count(*) FROM webhook_events WHERE NOT processed", 0)
     await operator.runs("webhook_health")
 
 

@@ -81,13 +81,16 @@ STAGED: dict[str, tuple[Incident, ...]] = {
     "Runbook 2a: balance_mismatch": (customers.an_edited_balance,),
     "Runbook 2b: ledger_sum_mismatch": (customers.a_stray_transaction,),
     "Runbook 2c: orphan_pending_sub": (customers.an_upgrade_given_up,),
-    "Runbook 3: signatures fail": (customers.a_first_customer, webhooks.a_signature_spike),
+    "Runbook 3: signatures fail": (webhooks.a_signature_spike,),
     "Runbook 4: a customer is on the wrong plan": (
         customers.a_promotion_unheard_of,
         customers.limits_of_another_plan,
     ),
     "Runbook 5b: webhooks wait, or are dead letters": (webhooks.dead_letters,),
-    "Runbook 6: a past-due tenant was not put on free": (customers.a_missed_escalation,),
+    "Runbook 6: a past-due tenant was not put on free": (
+        customers.a_first_customer,
+        customers.a_missed_escalation,
+    ),
     "Runbook 7: an action was debited at the wrong cost": (customers.debits_at_twice_the_cost,),
     "Runbook 5: webhooks are silent": (webhooks.silence,),
     "Runbook 8: everything is broken": (webhooks.a_room_that_does_not_answer,),
