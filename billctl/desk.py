@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from psycopg.rows import dict_row
 
 from billctl.settings import Connections
-from shared.errors import BillingError, ResourceExhausted
+from shared.errors import BillingError, PermissionDenied, ResourceExhausted, Unauthenticated
 from shared.rpc.client import open_channel
 
 Stub = TypeVar("Stub")
@@ -113,10 +113,14 @@ def _line(text: str) -> str:
     return lines[0] if lines else "no reason was given"
 
 
+def told(error: BillingError) -> str:
+    """One line for a person: why a door stayed shut."""
+    words = f"{error.reason}: {error}"
+    if isinstance(error, Unauthenticated | PermissionDenied):
+        words += ". Is OPERATOR_SECRET this suite's, and the operators' key rather than the products'?"
+    return words
+
+
 def refusal(error: BillingError) -> str:
     """One line for a person: what was refused and why."""
-    return (
-        f"{error.reason}: {error}"
-        if error.definite
-        else f"{error.reason}: {error} (unknown whether it was done)"
-    )
+    return told(error) if error.definite else f"{told(error)} (unknown whether it was done)"

@@ -18,6 +18,10 @@ class PartlyDone(NotDone):
     """A step of many changes of which some were made; the message says how many."""
 
 
+class Stopped(PartlyDone):
+    """Ctrl-C in the middle of a step; the message says how far it came."""
+
+
 class Verdict(enum.StrEnum):
     """How things stand."""
 
@@ -34,6 +38,7 @@ class Exit(enum.IntEnum):
     FAILED = 1  # could not find out, or was refused
     ATTENTION = 3  # something is wrong, and nothing was changed
     PARTLY = 4  # some steps were done, one was not: run it again with the same ticket
+    INTERRUPTED = 130  # what a shell expects of a process that Ctrl-C ended
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,7 @@ class Done:
     ok: bool
     result: str
     partly: bool = False
+    stopped: bool = False  # by Ctrl-C
 
 
 @dataclass
@@ -138,6 +144,8 @@ class Report:
     @property
     def exit(self) -> Exit:
         """The exit status."""
+        if any(done.stopped for done in self.applied):
+            return Exit.INTERRUPTED
         if self.carried_out:
             failed = [done for done in self.applied if not done.ok]
             if not failed:

@@ -9,8 +9,20 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from billctl.desk import Desk, NoDatabase, open_desk, refusal
-from billctl.diagnosis import Diagnosis, Done, Exit, NotDone, NotThere, Order, PartlyDone, Report, Step, View
+from billctl.desk import Desk, NoDatabase, open_desk, refusal, told
+from billctl.diagnosis import (
+    Diagnosis,
+    Done,
+    Exit,
+    NotDone,
+    NotThere,
+    Order,
+    PartlyDone,
+    Report,
+    Step,
+    Stopped,
+    View,
+)
 from billctl.screen import Screen, harmless
 from billctl.settings import Connections, Environment, NotConnected
 from shared.config import load
@@ -25,8 +37,7 @@ Reason = Annotated[str, typer.Option("--reason", help="why, for the audit log")]
 Actor = Annotated[str, typer.Option("--actor", help="who asks, for the audit log; default BILLCTL_ACTOR")]
 
 TICKET_MAX = 64
-# What a shell expects of a process that Ctrl-C ended.
-INTERRUPTED = 130
+STOPPED = "stopped, and nobody waited for its answer: the same line again finds out, and does nothing twice"
 
 
 @dataclass(frozen=True)
@@ -48,9 +59,17 @@ class Wish:
         given = {"--ticket": self.ticket, "--reason": self.reason, "--actor": actor}
         missing = [name for name, value in given.items() if not value.strip()]
         if missing:
-            end(f"--apply needs {', '.join(missing)} as well: every change is somebody's, for a reason", 2)
+            end(
+                f"--apply needs {', '.join(missing)} as well: every change is somebody's, for a reason",
+                2,
+                as_json=self.as_json,
+            )
         if len(self.ticket) > TICKET_MAX:
-            end(f"--ticket is longer than {TICKET_MAX} characters: give the ticket's number alone", 2)
+            end(
+                f"--ticket is longer than {TICKET_MAX} characters: give the ticket's number alone",
+                2,
+                as_json=self.as_json,
+            )
         return Order(self.ticket, actor, self.reason)
 
 
@@ -101,7 +120,11 @@ async def _one(step: Step, order: Order) -> Done:
     except BillingError as error:
         return Done(step, False, refusal(error))
     except (NotDone, NoDatabase) as error:
-        return Done(step, False, str(error), partly=isinstance(error, PartlyDone))
+        stopped = isinstance(error, Stopped)
+        return Done(step, False, str(error), partly=isinstance(error, PartlyDone), stopped=stopped)
+    except asyncio.CancelledError:
+        # Ctrl-C ends the waiting and not the report: what was done before is said.
+        return Done(step, False, STOPPED, partly=True, stopped=True)
 
 
 def _run(work: Callable[[Desk], Awaitable[Exit]], screen: Screen) -> int:
@@ -112,15 +135,17 @@ def _run(work: Callable[[Desk], Awaitable[Exit]], screen: Screen) -> int:
     try:
         return int(asyncio.run(with_desk()))
     except (NotConnected, NoDatabase, NotThere) as error:
-        end(str(error), Exit.FAILED)
+        end(str(error), Exit.FAILED, as_json=screen.as_json)
     except BillingError as error:
         # Steps tell of their own refusals; before them nothing was asked for that could have been done.
-        end(f"{error.reason}: {error}", Exit.FAILED)
+        end(told(error), Exit.FAILED, as_json=screen.as_json)
     except KeyboardInterrupt:
-        end("stopped; what was asked for with a ticket can be asked for again with the same one", INTERRUPTED)
+        end("stopped before anything was changed", Exit.INTERRUPTED, as_json=screen.as_json)
 
 
-def end(message: str, status: int) -> NoReturn:
-    """Ends the command with a sentence on standard error."""
+def end(message: str, status: int, *, as_json: bool) -> NoReturn:
+    """Ends the command with a sentence on standard error, and for scripts as a document too."""
     print(harmless(message), file=sys.stderr)  # noqa: T201 - a command speaks
+    if as_json:
+        Screen(as_json=True).document({"error": message, "exit": int(status)})
     raise typer.Exit(int(status))

@@ -1,10 +1,10 @@
 """`billctl fix …`: the runbooks as commands."""
 
-from datetime import datetime
 from typing import Annotated
 
 import typer
 
+from billctl.commands.options import zoned
 from billctl.fixes import backlog, double_charge, escalation, over_debit, rotation, signatures, wrong_plan
 from billctl.running import Actor, Apply, AsJson, Reason, Ticket, Wish, WithSql, mend
 
@@ -98,7 +98,7 @@ def fix_over_debit(
     with_sql: WithSql = False,
 ) -> None:
     """An action was debited at the wrong cost: one refund of the difference for each debit (runbook 7)."""
-    asked = over_debit.Asked(action, moment("--since", since), moment("--until", until), tenant, cost)
+    asked = over_debit.Asked(action, zoned("--since", since), zoned("--until", until), tenant, cost)
     if asked.since >= asked.until:
         raise typer.BadParameter("--since must be before --until")
     wish = Wish(apply, ticket, reason, actor, as_json, with_sql)
@@ -116,6 +116,12 @@ def fix_backlog(
     event_type: Annotated[
         str, typer.Option("--event-type", help="only these: subscription.charged", show_default=False)
     ] = "",
+    discard: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--discard", help="give up this dead letter and nothing else: dead_…", show_default=False
+        ),
+    ] = None,
     apply: Apply = False,
     ticket: Ticket = "",
     reason: Reason = "",
@@ -124,6 +130,10 @@ def fix_backlog(
     with_sql: WithSql = False,
 ) -> None:
     """Webhooks wait, are dead letters, or stopped coming (runbook 5)."""
+    if discard and (replay_since or replay_until or event_type):
+        raise typer.BadParameter("--discard and a replay are two things: one after the other")
+    if len(discard or ()) > backlog.DISCARDED_MAX:
+        raise typer.BadParameter(f"at most {backlog.DISCARDED_MAX} letters at a time")
     if bool(replay_since) != bool(replay_until):
         raise typer.BadParameter("a replay needs both --replay-since and --replay-until")
     if event_type and not replay_since:
@@ -131,11 +141,13 @@ def fix_backlog(
     replay = None
     if replay_since:
         replay = backlog.Range(
-            moment("--replay-since", replay_since), moment("--replay-until", replay_until), event_type
+            zoned("--replay-since", replay_since), zoned("--replay-until", replay_until), event_type
         )
         if replay.since >= replay.until:
             raise typer.BadParameter("--replay-since must be before --replay-until")
     wish = Wish(apply, ticket, reason, actor, as_json, with_sql)
+    if discard:
+        mend("fix backlog", wish, lambda desk, _screen: backlog.discard(desk, tuple(dict.fromkeys(discard))))
     mend("fix backlog", wish, lambda desk, _screen: backlog.diagnose(desk, replay))
 
 
@@ -151,14 +163,3 @@ def fix_rotation(as_json: AsJson = False, with_sql: WithSql = False) -> None:
     """Where a rotation of the webhook secret stands, and its next step. It has no plan to apply."""
     wish = Wish(as_json=as_json, with_sql=with_sql)
     mend("fix rotation", wish, lambda desk, _screen: rotation.diagnose(desk))
-
-
-def moment(option: str, text: str) -> datetime:
-    """A moment with its zone; anything else makes no sense as a window's end."""
-    try:
-        parsed = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{option} {text!r} is no moment such as 2026-11-20T10:00Z") from error
-    if parsed.tzinfo is None:
-        raise typer.BadParameter(f"{option} {text!r} names no zone: add Z, or an offset such as +05:30")
-    return parsed

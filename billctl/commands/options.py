@@ -15,3 +15,14 @@ Since = Annotated[
         "--since", parser=moment, metavar="7d|2026-11-01T00:00Z", help="how long ago, or since when"
     ),
 ]
+
+
+def zoned(option: str, text: str) -> datetime:
+    """A moment with its zone; anything else makes no sense as a window's end."""
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} {text!r} is no moment such as 2026-11-20T10:00Z") from error
+    if parsed.tzinfo is None:
+        raise typer.BadParameter(f"{option} {text!r} names no zone: add Z, or an offset such as +05:30")
+    return parsed

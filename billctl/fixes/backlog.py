@@ -1,6 +1,7 @@
 """Runbook 5: webhooks wait, are dead letters, or stopped coming."""
 
 import asyncio
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,19 +11,21 @@ from billing.webhooks.v1 import webhooks_admin_pb2 as pb
 from billing.webhooks.v1.webhooks_admin_pb2_grpc import WebhooksAdminServiceStub
 
 from billctl.desk import Desk
-from billctl.diagnosis import Diagnosis, Fact, NotDone, Order, Step, Verdict
+from billctl.diagnosis import Diagnosis, Fact, NotDone, NotThere, Order, Step, Verdict
 from billctl.fixes import backlog_sql as sql
 from billctl.fixes import moves
 from billctl.looks import rooms
 
 # As many as one call takes.
 SELECTION_MAX = 10_000
+DISCARDED_MAX = 1_000
 # An event waits for its next attempt for longer than this only after it failed several times.
 OLD = timedelta(minutes=5)
 SILENT = timedelta(minutes=30)
 # Until what was requeued has been tried once; a big backlog is left to the room.
 WATCH_SECONDS = 30
 WATCH_EVERY_SECONDS = 0.5
+NAMED_MAX = 5
 EXHAUSTED, REFUSED = "attempts_exhausted", "refused"
 
 
@@ -97,6 +100,51 @@ async def diagnose(desk: Desk, replay: Range | None) -> Diagnosis:
         )
     verdict, summary = _verdict(seen)
     return Diagnosis("webhooks", verdict, summary, facts, plan, _following(seen, replay))
+
+
+async def discard(desk: Desk, letters: Sequence[str]) -> Diagnosis:
+    """The dead letters that were named, given up for good; their events stay stored."""
+    ids = sorted(letters)
+    there = await desk.rows(sql.NAMED, ids=ids)
+    left = {row["id"] for row in there}
+    taken = await desk.rows(sql.TAKEN, ids=[each for each in ids if each not in left])
+    facts = [
+        Fact("dead letters that were named", there, sql.NAMED),
+        Fact("those that somebody took off the queue", taken, sql.TAKEN),
+    ]
+    unknown = [each for each in ids if each not in left | {row["id"] for row in taken}]
+    if unknown:
+        raise NotThere(f"there is no dead letter {', '.join(unknown[:NAMED_MAX])}: nothing was planned")
+    if not there:
+        who = ", ".join(sorted({row["action"].partition(".")[2] + " by " + row["actor"] for row in taken}))
+        return Diagnosis("webhooks", Verdict.OK, f"nothing of it is on the queue any more: {who}", facts)
+    steps = [
+        f"{row['id']} failed for good after {row['retry_count']} attempts, and may go through now: billctl fix"
+        " backlog without --discard requeues it"
+        for row in there
+        if row["reason"] == EXHAUSTED
+    ]
+    words = f"{len(there):,} dead letter(s) to give up: what they told of is never applied by them"
+    return Diagnosis(
+        "webhooks", Verdict.WARNING, words, facts, [_discard(desk, sorted(left))], steps[:NAMED_MAX]
+    )
+
+
+def _discard(desk: Desk, ids: Sequence[str]) -> Step:
+    async def act(order: Order) -> str:
+        admin = desk.stub("webhooks", WebhooksAdminServiceStub)
+        request = pb.DiscardDeadLettersRequest(
+            dead_letters=pb.DeadLetterIds(ids=ids),
+            idempotency_key=order.key(name),
+            actor=order.actor,
+            reason=order.told,
+        )
+        count = (await desk.ask(admin.DiscardDeadLetters, request)).discarded_count
+        return f"{count:,} discarded"
+
+    name = f"discard:{ids[0] if len(ids) == 1 else hashlib.sha256(' '.join(ids).encode()).hexdigest()[:16]}"
+    does = f"take {len(ids):,} dead letter(s) off the queue for good; the events stay stored as dead"
+    return Step(name, does, "webhook_dead_letter_queue", act)
 
 
 def _verdict(seen: Seen) -> tuple[Verdict, str]:
@@ -194,7 +242,8 @@ def _following(seen: Seen, replay: Range | None) -> list[str]:
         elif row["reason"] != EXHAUSTED:
             steps.append(
                 f"{row['n']:,} {row['reason']}: nobody can read them. Look for the same object in the provider's"
-                " dashboard, then DiscardDeadLetters (docs/runbooks.md, 5b); sync_provider brings what they told of"
+                " dashboard, then billctl fix backlog --discard dead_… for each (docs/runbooks.md, 5b); sync_provider"
+                " brings what they told of"
             )
     if seen.is_old and seen.says("subscriptions") == "serving":
         error = seen.inbox["last_error"] or "none"

@@ -20,6 +20,20 @@ FROM webhook_dead_letter_queue
 GROUP BY reason, last_error
 ORDER BY n DESC;
 """
+NAMED = """
+SELECT id, reason, last_error, event_type, tenant_id, event_id, webhook_event_id, retry_count, created_at
+FROM webhook_dead_letter_queue
+WHERE id = ANY(%(ids)s)
+ORDER BY id;
+"""
+# Who took them off the queue is in the audit log alone.
+TAKEN = """
+SELECT letter ->> 'id' AS id, action, actor_id AS actor, metadata ->> 'reason' AS reason, log.created_at
+FROM billing_audit_log AS log
+CROSS JOIN LATERAL jsonb_array_elements(metadata -> 'before' -> 'dead_letters') AS letter
+WHERE action IN ('webhook.discard', 'webhook.requeue') AND letter ->> 'id' = ANY(%(ids)s)
+ORDER BY log.created_at, id;
+"""
 # Refusals say their address by its last part: that of an account is `/webhooks/razorpay/<account>`.
 ENDPOINTS = """
 SELECT provider, account_id, mode, COUNT(*) AS stored_last_hour, MAX(received_at) AS newest,

@@ -1,6 +1,5 @@
 """Runbook 2: the integrity audit found something. Each check has its own way, and none is closed before it is well."""
 
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -197,16 +196,8 @@ async def _sums(desk: Desk, _screen: Screen, row: Row) -> Plan:
     (sums,) = facts[1].rows or [{"balance": 0, "ledger_sum": 0, "sum_of_lots": 0}]
     following = [
         "the row that is missing or too much stands above, or nobody can see it: then call an engineer",
-        "never edit a row. Where the balance is wrong for the customer, it is corrected by a row of its own:",
-        _call(
-            "ledger AdjustCredits",
-            tenantId=tenant,
-            idempotencyKey="T-1",
-            credits="<signed>",
-            reason="admin.adjustment",
-            description="T-1: runbook 2b",
-            actor="<you>",
-        ),
+        "never edit a row. Where the balance is wrong for the customer, it is corrected by a row of its own:"
+        f" billctl account adjust {tenant} --credits N",
         f"then billctl findings resolve {row['id']}",
     ]
     if sums["ledger_sum"] != sums["sum_of_lots"]:
@@ -217,29 +208,14 @@ async def _sums(desk: Desk, _screen: Screen, row: Row) -> Plan:
 async def _frozen(desk: Desk, _screen: Screen, row: Row) -> Plan:
     tenant = row["tenant_id"]
     facts = [await _fact(desk, "account", ACCOUNT, tenant)]
-    who = {"tenantId": tenant, "actor": "<you>"}
     following = [
         "call an engineer: a line, lot or hold is not what the history says, so no credits of this tenant move",
         f"what moved: billctl tenant timeline {tenant}",
-        "once it is explained: "
-        + _call("ledger UnfreezeAccount", **who, idempotencyKey="T-1-unfreeze", reason="T-1: explained"),
-        "if its credits are to be corrected: "
-        + _call(
-            "ledger AdjustCredits",
-            **who,
-            idempotencyKey="T-1",
-            credits="<signed>",
-            reason="admin.adjustment",
-            description="T-1: what happened",
-        ),
+        f"once it is explained: billctl account unfreeze {tenant}",
+        f"if its credits are to be corrected: billctl account adjust {tenant} --credits N",
         f"then billctl findings resolve {row['id']}",
     ]
     return facts, [], following
-
-
-def _call(name: str, **fields: str) -> str:
-    """A call as docs/operations.md types it."""
-    return f"{name} '{json.dumps(fields, ensure_ascii=False)}'"
 
 
 async def _pending(desk: Desk, _screen: Screen, row: Row) -> Plan:
@@ -334,13 +310,19 @@ async def _unfunded(desk: Desk, screen: Screen, row: Row) -> Plan:
     ]
     fields = {"missing_grant", "payment_without_grant"}
     proof = [_undisputed(desk, tenant, fields), everyday.closing(desk, row["id"], row["room"])]
-    note = "if it stays wrong: give the money back (RefundPayment), or the credits (AdjustCredits)"
+    note = (
+        f"if it stays wrong: give the money back (billctl fix double-charge {tenant} --payment pay_…), or the credits"
+        f" (billctl account adjust {tenant} --credits N)"
+    )
     return [fact], [*(steps or [_synchronise(desk, screen)]), *proof], [note]
 
 
 async def _unpaid(desk: Desk, screen: Screen, row: Row) -> Plan:
     proof = _undisputed(desk, row["tenant_id"], {"granted_without_payment"})
-    note = "if the provider knows of no payment either: take the credits back with AdjustCredits"
+    note = (
+        "if the provider knows of no payment either, take the credits back:"
+        f" billctl account adjust {row['tenant_id']} --credits -N"
+    )
     close = everyday.closing(desk, row["id"], row["room"])
     return [], [_synchronise(desk, screen), proof, close], [note]
 
@@ -369,6 +351,26 @@ async def _twice(_desk: Desk, _screen: Screen, row: Row) -> Plan:
     return [], [], [f"billctl fix double-charge {row['tenant_id']}"]
 
 
+async def _escalation(_desk: Desk, _screen: Screen, _row: Row) -> Plan:
+    return [], [], ["billctl fix escalation"]
+
+
+async def _checkout(_desk: Desk, _screen: Screen, row: Row) -> Plan:
+    return [], [], [f"billctl fix wrong-plan {row['tenant_id']}"]
+
+
+async def _overdue_task(desk: Desk, _screen: Screen, row: Row) -> Plan:
+    fact = await _fact(desk, "tasks that are not done", TASKS, row["tenant_id"])
+    return [fact], [], ["billctl jobs list", *(f"billctl tasks retry {each['id']}" for each in fact.rows[:3])]
+
+
+async def _charged(_desk: Desk, _screen: Screen, row: Row) -> Plan:
+    observed = row["observed"]
+    payments = observed.get("paymentIds") or [observed.get("paymentId") or "pay_…"]
+    tenant, closing = row["tenant_id"], f"then billctl findings resolve {row['id']}"
+    return [], [], [*(f"billctl fix double-charge {tenant} --payment {each}" for each in payments), closing]
+
+
 async def _for_a_person(_desk: Desk, row: Row) -> Plan:
     tenant = row["tenant_id"]
     following = [f"what happened: billctl tenant timeline {tenant}"] if tenant else []
@@ -385,5 +387,9 @@ PLANS: dict[str, Callable[[Desk, Screen, Row], Awaitable[Plan]]] = {
     "paid_without_grant": _unfunded,
     "granted_without_payment": _unpaid,
     "overdue_expiry": _overdue,
+    **dict.fromkeys(("charged_after_end", "charged_after_scheduled_end"), _charged),
+    "missed_escalation": _escalation,
+    "stuck_checkout": _checkout,
+    "overdue_task": _overdue_task,
     **dict.fromkeys(("two_live_subscriptions", "orphan_provider_sub"), _twice),
 }

@@ -14,7 +14,7 @@ class Check:
 
 
 UNKNOWN = Check("a check that this billctl does not know", "docs/operations.md, or an engineer")
-LINES = "an engineer: compare the evidence with a backup; then correct with AdjustCredits and unfreeze"
+LINES = "an engineer: compare the evidence with a backup; then billctl account unfreeze, and account adjust"
 
 CHECKS = {
     "balance_mismatch": Check(
@@ -39,7 +39,7 @@ CHECKS = {
     "refund_exceeds_debit": Check("more was given back than was taken", LINES, freezes=True),
     "expired_spent": Check("credits were spent after their end", LINES, freezes=True),
     "duplicate_reference": Check(
-        "one fact funded twice", "take the second grant back with AdjustCredits (admin.adjustment)"
+        "one fact funded twice", "take the second grant back: billctl account adjust T --credits -N"
     ),
     "account_missing": Check("transactions of an account that is gone", "an engineer, and a backup"),
     "overdue_expiry": Check(
@@ -55,7 +55,7 @@ CHECKS = {
     ),
     "granted_without_payment": Check(
         "credits that name a payment we do not hold, or that only the ledger knows",
-        "ask the provider (sync_provider); else correct with AdjustCredits",
+        "ask the provider (sync_provider); else billctl account adjust T --credits -N",
     ),
     "entitlements_differ": Check(
         "limits that are not those of plan, add-ons and overrides", "rebuild the entitlements"
@@ -64,6 +64,18 @@ CHECKS = {
         "a tenant in good standing without any limits", "rebuild the entitlements"
     ),
     "stuck_task": Check("a task was given up", "retry it, or resolve it when it was settled elsewhere"),
+    "overdue_task": Check(
+        "a task is due for more than an hour, and nobody attempts it",
+        "does reconcile run? then retry the task",
+    ),
+    "missed_escalation": Check(
+        "a tenant is past due beyond the ladder's last step, and was not put on free",
+        "run the escalation (runbook 6)",
+    ),
+    "stuck_checkout": Check(
+        "an upgrade was authorised more than three days ago and is still not in force",
+        "make it real if it is paid (runbook 4), cancel it if not",
+    ),
     "two_live_subscriptions": Check(
         "two subscriptions may charge, and no task ends one", "end the one that nobody relies on (runbook 1)"
     ),
@@ -76,7 +88,8 @@ CHECKS = {
         "tell the customer, or set an override",
     ),
     "charged_after_end": Check(
-        "money for a time after the subscription had ended, not given back", "give it back: RefundPayment"
+        "money for a time after the subscription had ended, not given back",
+        "give it back: billctl fix double-charge T --payment pay_…",
     ),
     "late_charge": Check(
         "a charge was heard of after its period; its credits live as long from then on",
@@ -84,7 +97,7 @@ CHECKS = {
     ),
     "charged_after_scheduled_end": Check(
         "the provider charged before it could be told of a scheduled end; the plan is kept to the new end",
-        "give it back if the customer asks: RefundPayment",
+        "give it back if the customer asks: billctl fix double-charge T --payment pay_…",
     ),
     "charge_without_subscription": Check(
         "money for a subscription that names a tenant and that we did not begin", "compare with the provider"

@@ -48,6 +48,29 @@ async def test_dead_letters_are_requeued_and_what_nobody_can_read_is_left_to_a_p
     assert (await asyncio.to_thread(fixer.looked, "backlog", exit=0))["verdict"] == "ok"
 
 
+async def test_dead_letters_that_nobody_can_read_are_given_up_one_by_one(fixer: Fixer, tenant: str) -> None:
+    for number in range(3):
+        assert await delivered(fixer.suite, f'{{"event": "{tenant}{number}'.encode()) == 200
+    await until(fixer.books, LETTERS, 3)
+    first, second, kept = (
+        row["id"] for row in fixer.books.rows("SELECT id FROM webhook_dead_letter_queue ORDER BY id")
+    )
+    words = ("backlog", "--discard", first, "--discard", second)
+
+    looked = await asyncio.to_thread(fixer.looked, *words, exit=3)
+    done = await asyncio.to_thread(fixer.applied_twice, *words, ticket=f"G-{tenant}")
+    unknown = await asyncio.to_thread(fixer.typed, "backlog", "--discard", kept, "--discard", "dead_none")
+    both = fixer.typed("backlog", "--discard", kept, "--replay-since", "2026-01-01T00:00Z")
+
+    assert len(looked["plan"]) == 1
+    assert done["applied"][0]["result"] == "2 discarded"
+    assert fixer.books.rows("SELECT id FROM webhook_dead_letter_queue") == [{"id": kept}]
+    assert len(fixer.audited(f"G-{tenant}", "webhook.discard")) == 1
+    assert (unknown.exit_code, "there is no dead letter dead_none" in unknown.stderr) == (1, True)
+    assert both.exit_code == 2
+    fixer.by_hand("DELETE FROM webhooks.webhook_dead_letter_queue")
+
+
 async def test_a_range_is_delivered_once_more_under_its_ticket(fixer: Fixer, tenant: str) -> None:
     began = datetime.now(UTC)
     async with clients_of(fixer.suite) as clients:
@@ -141,6 +164,7 @@ async def test_a_spike_of_refusals_is_told_for_what_it_is(fixer: Fixer, pattern:
         )
     if goes_on:
         assert await delivered(fixer.suite, f'{{"event": "x.{pattern}"}}'.encode()) == 200
+        await until(fixer.books, "SELECT COUNT(*) FROM webhook_events WHERE NOT processed", 0)
 
     looked = await asyncio.to_thread(fixer.looked, "signatures", exit=3)
 
