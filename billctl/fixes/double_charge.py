@@ -1,7 +1,7 @@
 """Runbook 1: a customer was charged twice."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from billing.ledger.v1 import ledger_admin_pb2 as ledger_pb
@@ -56,6 +56,24 @@ class Seen:
         ]
 
     @property
+    def unclaimed(self) -> list[str]:
+        """Those that may be what the customer pays with: paid, never to be ended, and nothing else of the tenant's is.
+
+        A row that was edited by hand, or a switch that was lost, looks like this; ended it would take the plan away.
+        """
+        if any(view.role in OURS and view.status not in ENDED for view in self.told.theirs):
+            return []
+        return [
+            view.subscription_id
+            for view in self.told.theirs
+            if view.role == "orphan"
+            and view.status not in ENDED
+            and view.paid_count > 0
+            and not self.cancels(view.subscription_id)
+            and view.subscription_id != self.asked.subscription_id
+        ]
+
+    @property
     def orphans(self) -> list[str]:
         """Subscriptions at the provider that nobody relies on, and the one that was named."""
         found = [
@@ -69,7 +87,8 @@ class Seen:
         named = self.asked.subscription_id
         if named and named not in found and named not in self.ours and not self.is_settled(named):
             found.append(named)
-        return [each for each in found if not named or each == named]
+        unclaimed = self.unclaimed
+        return [each for each in found if each not in unclaimed and (not named or each == named)]
 
     def is_settled(self, subscription_id: str) -> bool:
         """Whether its end is done as far as we and the provider say."""
@@ -91,6 +110,8 @@ async def diagnose(desk: Desk, asked: Asked) -> Diagnosis:
     whose = {"tenant": asked.tenant_id}
     row, tasks = await desk.rows(sql.OURS, **whose), await desk.rows(sql.TASKS, **whose)
     payments = await desk.rows(sql.PAYMENTS, **whose)
+    if asked.payment_id and asked.payment_id not in {each["id"] for each in payments}:
+        payments += await _older(desk, asked)
     twice = await desk.rows(sql.TWICE, **whose)
     after_end = {each.theirs for each in told.differences if each.field == "charged_after_end"}
     known = {each["id"] for each in twice}
@@ -106,6 +127,8 @@ async def diagnose(desk: Desk, asked: Asked) -> Diagnosis:
         Fact("open findings", findings, sql.FINDINGS),
     ]
     seen = Seen(asked, told, tasks, payments, twice)
+    unclaimed = seen.unclaimed
+    seen = replace(seen, twice=[each for each in twice if each["subscription"] not in unclaimed])
     if told.provider_unavailable:
         summary = "the provider does not answer, so nobody knows what it charges for"
         again = (
@@ -114,6 +137,14 @@ async def diagnose(desk: Desk, asked: Asked) -> Diagnosis:
         return Diagnosis(asked.tenant_id, Verdict.UNKNOWN, summary, facts, next_steps=[again])
     _refuse_nonsense(seen)
     plan = _plan(desk, seen)
+    if not plan and unclaimed:
+        summary = (
+            f"{', '.join(unclaimed)} is paid, and is all that the tenant pays with, though our books rely on"
+            f" {'another' if seen.ours else 'none'}: not ended"
+        )
+        return Diagnosis(
+            asked.tenant_id, Verdict.CRITICAL, summary, facts, next_steps=_following(seen, findings)
+        )
     if not plan:
         summary = f"{_count(seen.charging)} at the provider, and no payment that looks double"
         verdict = Verdict.OK if len(seen.charging) <= 1 else Verdict.CRITICAL
@@ -203,12 +234,18 @@ def _to_refund(seen: Seen) -> list[Mapping[str, Any]]:
 
 
 def _named_payment(seen: Seen) -> Mapping[str, Any]:
-    for payment in seen.payments:
-        if payment["id"] == seen.asked.payment_id:
-            return payment
-    # Older than those shown, or of a subscription that is not ours: the room knows, or refuses.
-    unknown = {"id": seen.asked.payment_id, "amount_paise": 1, "back_paise": 0, "disputed": False}
-    return {**unknown, "plan_id": None}
+    return next(payment for payment in seen.payments if payment["id"] == seen.asked.payment_id)
+
+
+async def _older(desk: Desk, asked: Asked) -> list[dict[str, Any]]:
+    """The payment that was named, of whatever year; what our books do not have only the provider can refund."""
+    found = await desk.rows(sql.PAYMENT, tenant=asked.tenant_id, payment=asked.payment_id)
+    if not found:
+        raise NotThere(
+            f"{asked.payment_id} is no payment of {asked.tenant_id} in our books: if the provider took it, refund it in"
+            " its dashboard, and close its finding with billctl findings resolve"
+        )
+    return found
 
 
 def _refund(desk: Desk, asked: Asked, payment: Mapping[str, Any]) -> Step:
@@ -305,6 +342,11 @@ def _summary(seen: Seen) -> str:
 
 def _following(seen: Seen, findings: Sequence[Mapping[str, Any]]) -> list[str]:
     tenant, steps = seen.asked.tenant_id, []
+    for each in seen.unclaimed:
+        steps += [
+            f"is {each} what the customer pays with? billctl fix wrong-plan {tenant}, or call an engineer",
+            f"is it surely nobody's? billctl fix double-charge {tenant} --subscription {each}",
+        ]
     if any(not seen.cancels(each) for each in seen.orphans):
         steps.append("tell an engineer: a cancellation of that subscription was never attempted")
     for payment in seen.payments:

@@ -18,7 +18,7 @@ ORDER BY q.position
 LIMIT 100;
 """
 # Given back: by the provider's word, or on its way.
-PAYMENTS = """
+_PAYMENT = """
 SELECT p.id, p.razorpay_subscription_id AS subscription, p.plan_id, p.billing_cycle AS cycle, p.amount_paise, p.status,
        GREATEST(p.amount_refunded_paise,
                 COALESCE((SELECT SUM(r.amount_paise) FROM billing_refunds r
@@ -29,12 +29,18 @@ SELECT p.id, p.razorpay_subscription_id AS subscription, p.plan_id, p.billing_cy
        p.period_start::date AS since, p.period_end::date AS until, p.received_at
 FROM payments p
 WHERE p.tenant_id = %(tenant)s
+"""
+PAYMENTS = f"""{_PAYMENT.rstrip()}
   AND p.received_at > NOW() - INTERVAL '1 year'
 ORDER BY p.received_at DESC
 LIMIT 50;
 """
+PAYMENT = f"""{_PAYMENT.rstrip()}
+  AND p.id = %(payment)s;
+"""
 # Two captured payments for days that overlap: of one cycle of one subscription, of the same plan, or one that came for
-# another subscription when the one relied on was paid already. An upgrade is none of these: it is paid after the old plan.
+# another subscription when the one relied on was paid already. An upgrade is none of these: it is paid after the old plan,
+# and what is being upgraded to is not in force yet. One of two is kept: what goes back itself, or is disputed, keeps none.
 TWICE = """
 SELECT p.id, p.razorpay_subscription_id AS subscription, p.plan_id, p.billing_cycle AS cycle, p.amount_paise,
        0 AS back_paise, p.period_start::date AS since, p.period_end::date AS until, p.received_at, MIN(q.id) AS beside
@@ -45,6 +51,12 @@ JOIN payments q ON q.tenant_id = p.tenant_id AND q.id <> p.id AND q.purpose = p.
 WHERE p.tenant_id = %(tenant)s
   AND p.purpose = 'plan_cycle'
   AND p.status = 'captured'
+  AND p.razorpay_subscription_id IS DISTINCT FROM s.pending_razorpay_subscription_id
+  AND q.amount_refunded_paise = 0
+  AND NOT EXISTS (SELECT FROM billing_refunds r
+                  WHERE r.payment_id = q.id AND r.kind <> 'token' AND r.status <> 'failed')
+  AND NOT EXISTS (SELECT FROM billing_disputes d
+                  WHERE d.payment_id = q.id AND d.status IN ('open', 'under_review', 'lost'))
   AND (
       q.razorpay_subscription_id = s.razorpay_subscription_id
       AND p.razorpay_subscription_id <> s.razorpay_subscription_id

@@ -10,7 +10,17 @@ from billing.ledger.v1 import ledger_admin_pb2 as pb
 from billing.ledger.v1.ledger_admin_pb2_grpc import LedgerAdminServiceStub
 
 from billctl.desk import Desk, NoDatabase, refusal
-from billctl.diagnosis import Diagnosis, Fact, NotDone, NotThere, Order, PartlyDone, Step, Verdict
+from billctl.diagnosis import (
+    Diagnosis,
+    Fact,
+    NotDone,
+    NotThere,
+    Order,
+    PartlyDone,
+    Step,
+    Stopped,
+    Verdict,
+)
 from billctl.fixes import over_debit_sql as sql
 from billctl.screen import Screen
 from shared.errors import BillingError, ResourceExhausted
@@ -44,6 +54,7 @@ class Progress:
     given: int = 0
     credits: int = 0
     refused: list[str] = field(default_factory=list)
+    elsewhere: int = 0  # given back by somebody else since they were read
 
     def count(self, asked: Sequence[Mapping[str, Any]], results: Sequence[pb.OverdebitResult]) -> None:
         """Add what one call answered for good."""
@@ -51,12 +62,16 @@ class Progress:
             if result.HasField("refund"):
                 self.given += 1
                 self.credits += each["owed"]
+            elif result.refusal.metadata.get("refundable") == "0":
+                self.elsewhere += 1
             else:
                 self.refused.append(f"{result.transaction_id} {result.refusal.reason}")
 
     def told(self, total: int) -> str:
         """How far it came."""
         words = f"{self.given:,} of {total:,} debits, {self.credits:,} credits given back"
+        if self.elsewhere:
+            words += f"; {self.elsewhere:,} were given back by somebody else meanwhile"
         if self.refused:
             some = ", ".join(self.refused[:NAMED_MAX]) + ", …" * (len(self.refused) > NAMED_MAX)
             words += f"; {len(self.refused):,} refused: {some}"
@@ -66,7 +81,8 @@ class Progress:
 async def diagnose(desk: Desk, asked: Asked, screen: Screen) -> Diagnosis:
     """Which debits of the window took more than quantity times cost, and one refund of the difference for each."""
     published = await desk.rows(sql.PUBLISHED, action=asked.action)
-    cost = await _cost(desk, asked, published)
+    versions = await desk.rows(sql.WHILE_IT_RAN, action=asked.action, since=asked.since, until=asked.until)
+    cost = await _cost(desk, asked, published, versions)
     window = {
         "action": asked.action,
         "since": asked.since,
@@ -79,6 +95,7 @@ async def diagnose(desk: Desk, asked: Asked, screen: Screen) -> Diagnosis:
     worst = await desk.rows(sql.WORST, **window)
     facts = [
         Fact(f"published cost of {asked.action}", published, sql.PUBLISHED),
+        Fact("catalogues while the window ran", versions, sql.WHILE_IT_RAN),
         Fact("what was charged in the window", amounts, sql.AMOUNTS),
         Fact(f"against {cost} for each", [totals], sql.TOTALS),
         Fact("who was charged most", worst, sql.WORST),
@@ -107,11 +124,22 @@ async def diagnose(desk: Desk, asked: Asked, screen: Screen) -> Diagnosis:
     return Diagnosis(subject, Verdict.CRITICAL, summary, facts, [step], following)
 
 
-async def _cost(desk: Desk, asked: Asked, published: Sequence[Mapping[str, Any]]) -> int:
+async def _cost(
+    desk: Desk, asked: Asked, published: Sequence[Mapping[str, Any]], versions: Sequence[Mapping[str, Any]]
+) -> int:
     if asked.cost is not None:
         return asked.cost
     if published:
-        return int(published[0]["credits"])
+        cost = int(published[0]["credits"])
+        others = {int(row["credits"]) for row in versions if row["credits"] is not None} - {cost}
+        if others:
+            # A cost that was right then is no over-debit now; one that was wrong was corrected. Only people know which.
+            told = ", ".join(map(str, sorted(others)))
+            raise NotThere(
+                f"{asked.action} was published at {told} while the window ran and is at {cost} now:"
+                " say with --cost what one should have cost, and give each cost a window of its own"
+            )
+        return cost
     actions = ", ".join(row["action"] for row in await desk.rows(sql.ACTIONS))
     raise NotThere(f"no cost of {asked.action} is published; published are {actions}. --cost names one")
 
@@ -129,6 +157,8 @@ def _give_back(desk: Desk, asked: Asked, cost: int, totals: Mapping[str, Any], s
                     part = page[at : at + CALL]
                     done.count(part, await _refunded(desk, part, order, order.key(name)))
                     screen.advance(len(part))
+        except asyncio.CancelledError as error:
+            raise Stopped(f"{done.told(total)}; then it was stopped: the same line again goes on") from error
         except (BillingError, NoDatabase) as error:
             why = refusal(error) if isinstance(error, BillingError) else str(error)
             stopped = PartlyDone if done.given else NotDone
@@ -187,7 +217,12 @@ async def _called(
     request = pb.RefundOverdebitsRequest(
         idempotency_key=key,
         overdebits=[
-            pb.Overdebit(tenant_id=row["tenant_id"], transaction_id=row["id"], credits=row["owed"])
+            pb.Overdebit(
+                tenant_id=row["tenant_id"],
+                transaction_id=row["id"],
+                credits=row["owed"],
+                should_cost=row["should_cost"],
+            )
             for row in part
         ],
         actor=order.actor,
@@ -227,6 +262,7 @@ def _following(
         )
     if totals["unjudged"]:
         steps.append(
-            f"{totals['unjudged']:,} captures name no quantity in their hold and were not judged: ask the service's owner"
+            f"{totals['unjudged']:,} debits and captures do not say of how many they were, and were not judged: ask the"
+            " service's owner"
         )
     return steps

@@ -2,6 +2,7 @@
 
 A debit's reason is the action, and its metadata may say the `quantity`; without one a debit is for one. A capture's
 quantity is its hold's; without one nobody can tell what it should have cost, for holds are made for work of unknown size.
+What says a quantity that is no whole number is not judged either: taken for one it would be given back nearly whole.
 """
 
 # ruff: noqa: S608 - statements share parts that are constants
@@ -15,6 +16,17 @@ ACTIONS = """
 SELECT id AS action
 FROM credit_costs
 WHERE is_active
+ORDER BY id;
+"""
+# What the catalogue said while the window ran.
+WHILE_IT_RAN = """
+SELECT version, credits, actor, created_at AS since, until
+FROM (
+    SELECT id, version, actor, created_at, (content -> 'credit_costs' -> %(action)s ->> 'credits')::bigint AS credits,
+           LEAD(created_at) OVER (ORDER BY id) AS until
+    FROM catalog_versions
+) AS versions
+WHERE created_at < %(until)s AND (until IS NULL OR until > %(since)s)
 ORDER BY id;
 """
 _BOUNDS = """
@@ -32,7 +44,7 @@ _CHARGED = """
     SELECT t.tenant_id, t.id, t.created_at, t.kind, -t.amount AS charged,
            CASE WHEN COALESCE(h.metadata, t.metadata) ->> 'quantity' ~ '^[1-9][0-9]{{0,8}}$'
                 THEN (COALESCE(h.metadata, t.metadata) ->> 'quantity')::bigint
-                WHEN t.kind = 'debit' THEN 1 END AS quantity,
+                WHEN t.kind = 'debit' AND NOT t.metadata ? 'quantity' THEN 1 END AS quantity,
            COALESCE(back.credits, 0)::bigint AS back
     FROM {source} t
     LEFT JOIN credit_holds o ON t.kind = 'capture' AND o.tenant_id = t.tenant_id AND o.id = t.hold_id
@@ -93,7 +105,8 @@ _PAGE = f"""(
     )"""
 PAGE = f"""
 WITH charged AS ({_CHARGED.format(source=_PAGE)})
-SELECT tenant_id, id, created_at, GREATEST(charged - quantity * %(cost)s - back, 0) AS owed
+SELECT tenant_id, id, created_at, GREATEST(charged - quantity * %(cost)s - back, 0) AS owed,
+       quantity * %(cost)s AS should_cost
 FROM charged
 ORDER BY created_at, tenant_id, id;
 """

@@ -8,7 +8,7 @@ from billing.subscriptions.v1 import subscriptions_pb2 as standing_pb
 
 from billctl.desk import Desk
 from billctl.diagnosis import Diagnosis, Fact, NotDone, Order, Step, Verdict
-from billctl.fixes import moves
+from billctl.fixes import double_charge, moves
 
 ROW = """
 SELECT tenant_id, plan_id, pending_plan_id, pending_billing_cycle,
@@ -111,6 +111,9 @@ async def diagnose(desk: Desk, tenant_id: str) -> Diagnosis:
     if plan:
         plan.append(_look_again(desk, tenant_id))
         return Diagnosis(tenant_id, Verdict.CRITICAL, _why(told, stale), facts, plan, following)
+    if unclaimed := _unclaimed(told):
+        words = f"paid for {', '.join(sorted(unclaimed))}, which our books do not rely on"
+        return Diagnosis(tenant_id, Verdict.CRITICAL, words, facts, next_steps=following)
     if any(_matters(each) for each in told.differences):
         return Diagnosis(tenant_id, Verdict.WARNING, _why(told, stale), facts, next_steps=following)
     return Diagnosis(tenant_id, Verdict.OK, _explained(told), facts, next_steps=following)
@@ -177,6 +180,14 @@ def _look_again(desk: Desk, tenant_id: str) -> Step:
     return Step(f"look:{tenant_id}", "diagnose again: nothing differs", "nothing", act)
 
 
+def _unclaimed(told: pb.DiagnoseTenantResponse) -> set[str]:
+    """Subscriptions that are paid and that nobody relies on, where the tenant pays with nothing else."""
+    going = [view for view in told.theirs if view.status not in double_charge.ENDED]
+    if any(view.role != "orphan" for view in going):
+        return set()
+    return {view.subscription_id for view in going if view.paid_count > 0}
+
+
 def _matters(each: pb.Difference) -> bool:
     """Whether a difference is about what the tenant has; the others belong to runbook 1, or mend themselves."""
     return each.field not in {"orphan", "open_task", "charged_after_end", "payment_without_grant"}
@@ -214,9 +225,15 @@ def _explained(told: pb.DiagnoseTenantResponse) -> str:
 
 def _for_people(tenant_id: str, told: pb.DiagnoseTenantResponse) -> list[str]:
     steps = []
+    unclaimed = _unclaimed(told)
     for each in told.differences:
         method = moves.named(each.next_command)[0]
-        if method in {"CancelOrphanSubscription", "RefundPayment"}:
+        if each.field == "orphan" and each.theirs.split()[0] in unclaimed:
+            steps.append(
+                f"orphan: {each.theirs} is all that the customer pays with, so end nothing; if the steps above do not"
+                " adopt it, call an engineer"
+            )
+        elif method in {"CancelOrphanSubscription", "RefundPayment"}:
             steps.append(f"{each.field}: billctl fix double-charge {tenant_id}")
         elif method == "CancelPendingChange":
             steps.append(

@@ -100,6 +100,52 @@ async def test_a_stranger_at_the_provider_is_cancelled_and_its_money_left_to_the
     assert any(step.startswith("refund pay_") for step in after["next"])
 
 
+async def test_what_the_customer_pays_with_is_not_ended_because_a_row_was_edited(
+    fixer: Fixer, tenant: str
+) -> None:
+    """As after a plan was promoted by hand and its subscription forgotten."""
+    live = await bought(fixer, tenant)
+    fixer.by_hand(
+        "UPDATE subscriptions.subscriptions SET razorpay_subscription_id = NULL WHERE tenant_id = %s", tenant
+    )
+
+    looked = await asyncio.to_thread(fixer.looked, "double-charge", tenant, exit=3)
+    named = await asyncio.to_thread(fixer.looked, "double-charge", tenant, "--subscription", live, exit=3)
+    wrong = await asyncio.to_thread(fixer.looked, "wrong-plan", tenant, exit=3)
+
+    assert (looked["verdict"], looked["plan"]) == ("critical", [])
+    assert live in looked["summary"]
+    assert any(step.startswith(f"is {live} what the customer pays with?") for step in looked["next"])
+    assert named["plan"][0]["step"] == f"cancel:{live}"
+    assert not any("double-charge" in step and "--credits" not in step for step in wrong["next"])
+
+
+async def test_of_two_payments_one_is_always_kept(fixer: Fixer, tenant: str) -> None:
+    """What goes back already, or is with the bank, is no reason to give back the other one too."""
+    live = await bought(fixer, tenant)
+    fixer.by_hand(
+        "INSERT INTO subscriptions.payments SELECT (jsonb_populate_record(p, jsonb_build_object('id', 'pay_' || %s,"
+        " 'received_at', p.received_at + interval '1 minute'))).* FROM subscriptions.payments p WHERE tenant_id = %s",
+        *(tenant, tenant),
+    )
+    [first] = fixer.books.rows(
+        "SELECT id FROM payments WHERE tenant_id = %s AND id <> 'pay_' || %s", tenant, tenant
+    )
+
+    double = await asyncio.to_thread(fixer.looked, "double-charge", tenant, exit=3)
+    fixer.by_hand(
+        "UPDATE subscriptions.payments SET amount_refunded_paise = amount_paise, status = 'refunded' WHERE id = %s",
+        first["id"],
+    )
+    after = await asyncio.to_thread(fixer.looked, "double-charge", tenant, exit=0)
+    strange = await asyncio.to_thread(fixer.typed, "double-charge", tenant, "--payment", "pay_of_nobody")
+
+    assert [step["step"] for step in double["plan"]] == [f"refund:pay_{tenant}", f"look:{tenant}"]
+    assert after["plan"] == []
+    assert (strange.exit_code, "is no payment of" in strange.stderr) == (1, True)
+    assert live
+
+
 async def test_lost_credits_are_given_when_they_are_named(fixer: Fixer, tenant: str) -> None:
     await bought(fixer, tenant)
     words = ("double-charge", tenant, "--credits", "120")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,7 +14,7 @@ from billing.ledger.v1 import ledger_pb2
 from tests.billctl.conftest import Books
 from tests.billctl.fixing import ORDER, Fixer, bought
 from tests.journeys.test_kill import clients_of
-from tests.suite.running import RunningSuite
+from tests.suite.running import HOUSE, RunningSuite
 
 # What it costs in the catalogue, and what was taken.
 COST, CHARGED = 15, 19
@@ -103,6 +106,67 @@ async def test_a_published_cost_that_is_wrong_itself_is_named_beside_the_catalog
     assert "catalog.yaml" in cheaper["next"][0]
     assert dearer.exit_code == 1
     assert "above what was charged" in dearer.stderr
+
+
+async def test_two_people_at_once_give_back_the_difference_once(fixer: Fixer, tenant: str) -> None:
+    since = ("--since", f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}", "--tenant", tenant)
+    await bought(fixer, tenant)
+    await debited(fixer, tenant, *(debit(tenant, f"dear-{n}", CHARGED) for n in range(DEBITS)))
+
+    environment = {**os.environ, "BILLING_DATA_DIR": str(fixer.suite.data_dir)}
+    both = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "billctl", "fix", "over-debit", *WINDOW, *since, *ORDER),
+            *("--ticket", ticket),
+            cwd=HOUSE,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+        )
+        for ticket in (f"P-{tenant}", f"Q-{tenant}")
+    ]
+    ends = [await each.wait() for each in both]
+
+    assert ends == [0, 0], "what a colleague gave back is done as well"
+    assert refunds(fixer, tenant) == [(tenant, DEBITS, (CHARGED - COST) * DEBITS)]
+
+
+async def test_a_quantity_that_nobody_can_read_is_not_taken_for_one(fixer: Fixer, tenant: str) -> None:
+    since = ("--since", f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}", "--tenant", tenant)
+    await bought(fixer, tenant)
+    odd = ["2.5", "0", "three", "", "-1", "9999999999"]
+    await debited(fixer, tenant, *(debit(tenant, f"odd-{each}", 3 * COST, quantity=each) for each in odd))
+
+    looked = await asyncio.to_thread(fixer.looked, "over-debit", *WINDOW, *since, exit=0)
+
+    assert looked["plan"] == []
+    assert any(step.startswith("6 debits and captures do not say") for step in looked["next"])
+
+
+async def test_a_cost_that_changed_within_the_window_is_for_people_to_say(fixer: Fixer, tenant: str) -> None:
+    began = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+    since = ("--since", began, "--tenant", tenant)
+    await bought(fixer, tenant)
+    await debited(fixer, tenant, debit(tenant, "before-the-change", CHARGED))
+    fixer.by_hand(
+        "INSERT INTO subscriptions.catalog_versions (id, version, content, actor, created_at)"
+        " SELECT 'cat_00' || md5(%s), 'older',"
+        " jsonb_set(content, '{credit_costs,media.generate,credits}', '19'), 'asha',"
+        " now() - interval '1 year' FROM subscriptions.catalog_versions LIMIT 1",
+        tenant,
+    )
+    # The one that followed it is of this moment.
+    fixer.by_hand("UPDATE subscriptions.catalog_versions SET created_at = now() WHERE version <> 'older'")
+    try:
+        refused = await asyncio.to_thread(fixer.typed, "over-debit", *WINDOW, *since)
+        told = await asyncio.to_thread(
+            fixer.looked, "over-debit", *WINDOW, *since, "--cost", str(COST), exit=3
+        )
+    finally:
+        fixer.by_hand("DELETE FROM subscriptions.catalog_versions WHERE version = 'older'")
+
+    assert refused.exit_code == 1
+    assert "was published at 19 while the window ran and is at 15 now" in refused.stderr
+    assert [row["credits"] for row in told["facts"]["catalogues while the window ran"]] == [19, 15]
 
 
 @pytest.mark.parametrize(
