@@ -1,6 +1,5 @@
 """What every room checks before it serves; each refusal is one sentence on the way out, and never shows a secret."""
 
-import re
 import resource
 from collections.abc import Mapping
 from ipaddress import ip_address
@@ -8,17 +7,14 @@ from types import MappingProxyType
 from urllib.parse import urlsplit
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
 
 from shared import migrations
+from shared.dsn import NO_ADDRESS, address_flaw
 
 EMBEDDED_CLUSTER_NAME = "billing-embedded"
 NOBODY: Mapping[str, str] = MappingProxyType({})
 
 _CONNECT_SECONDS = 2
-_NO_ADDRESS = "it is not a URL of PostgreSQL"
-_HOSTS = re.compile(r"[A-Za-z0-9._:,/%-]*")
-_PORTS = re.compile(r"[0-9,]*")
 
 
 def check(
@@ -42,26 +38,10 @@ def check(
         raise SystemExit(f"{setting}: the database did not answer: {_first_line(error)}") from None
     except psycopg.Error as error:
         # Without a state it never reached a server: the driver quotes what it cannot read, which may be a password.
-        what = _first_line(error) if error.sqlstate else _NO_ADDRESS
+        what = _first_line(error) if error.sqlstate else NO_ADDRESS
         raise SystemExit(f"{setting}: {what}") from None
     if test_clock:
         _refuse_real_money(None if cluster is None else cluster[0], outsiders)
-
-
-def address_flaw(database_url: str) -> str | None:
-    """Why this cannot be where a database is, in words that quote none of it; None if it can.
-
-    Checked before the driver reads it: of a password with `@`, `:` or `/` it takes a part for the host or the port,
-    and then says so.
-    """
-    try:
-        parts = conninfo_to_dict(database_url)
-    except psycopg.Error:
-        return _NO_ADDRESS
-    host, port, name = (str(parts.get(each) or "") for each in ("host", "port", "dbname"))
-    if not _HOSTS.fullmatch(host) or not _PORTS.fullmatch(port) or "@" in name:
-        return f"{_NO_ADDRESS}: write what is special in its password as %40 for @, %3A for :, %2F for /"
-    return None
 
 
 def _leave_no_core() -> None:

@@ -10,8 +10,8 @@ from urllib.parse import unquote, urlsplit
 import psycopg
 
 from shared import migrations
+from shared.dsn import address_flaw
 from shared.migrations import Schema
-from shared.startup import address_flaw
 
 HOUSE = Path(__file__).resolve().parent.parent
 

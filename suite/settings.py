@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, SecretStr
 from pydantic_core import PydanticCustomError
 
 from shared.config import Settings
-from shared.startup import address_flaw
+from shared.dsn import address_flaw
 from suite import addresses
 
 

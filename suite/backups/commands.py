@@ -16,7 +16,7 @@ import typer
 
 from shared import clock
 from shared.config import load
-from shared.startup import address_flaw
+from shared.dsn import address_flaw
 from suite.backups import restoring, rounds
 from suite.backups.errors import BackupFailed, RestoreFailed
 from suite.backups.restoring import Restored

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shared import startup
+from shared import dsn, startup
 from suite.migrate import LOGINS, SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,7 +119,7 @@ def test_no_address_is_quoted(address: str) -> None:
 
 @pytest.mark.parametrize("address", NO_ADDRESSES[2:])
 def test_what_is_no_address_is_told_before_anybody_is_asked(address: str) -> None:
-    assert startup.address_flaw(address)
+    assert dsn.address_flaw(address)
 
 
 @pytest.mark.parametrize(
@@ -133,4 +133,4 @@ def test_what_is_no_address_is_told_before_anybody_is_asked(address: str) -> Non
     ],
 )
 def test_what_can_be_an_address_passes(address: str) -> None:
-    assert startup.address_flaw(address) is None
+    assert dsn.address_flaw(address) is None
