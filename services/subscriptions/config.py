@@ -69,6 +69,11 @@ class SubscriptionsSettings(RoomSettings):
         default=5, ge=1, description="and at least so many: one of three at night wakes nobody"
     )
 
+    # More than a night or two without the job, and than it takes to restore a backup.
+    subscriptions_sync_payments_days: int = Field(
+        default=7, ge=1, le=90, description="SyncWithProvider: how many days of payments it goes through"
+    )
+
     subscriptions_task_retention_days: int = Field(
         default=90, ge=7, le=3650, description="how long tasks are kept that are done"
     )
@@ -129,6 +134,7 @@ class SubscriptionsSettings(RoomSettings):
             verify_failures=self.billing_verify_failures,
             failures_alert_pct=self.subscriptions_payment_failures_alert_pct,
             failures_alert_min=self.subscriptions_payment_failures_alert_min,
+            payments_compared=timedelta(days=self.subscriptions_sync_payments_days),
             retention=Retention(
                 completed_tasks=timedelta(days=self.subscriptions_task_retention_days),
                 idempotency_keys=timedelta(days=self.subscriptions_idempotency_key_retention_days),

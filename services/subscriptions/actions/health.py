@@ -22,7 +22,7 @@ PLANS_FRESH_SECONDS = 60.0
 
 async def check_health(engine: AsyncEngine, policy: Policy, *, now: datetime) -> Health:
     """How charging goes now. Findings are those that events opened: the audits report their own."""
-    theirs = finding_rules.OURS | finding_rules.WITH_LEDGER | {finding_rules.ORPHANS}
+    theirs = finding_rules.OURS | finding_rules.WITH_LEDGER | finding_rules.OF_SYNC
     async with transaction(engine) as db:
         succeeded, failed = await store.count_charges(db, now - rules.HOUR)
         findings = await audit.list_open(db, without=theirs, limit=SHOWN_MAX)

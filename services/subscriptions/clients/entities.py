@@ -52,6 +52,8 @@ def payment(entity: Entity) -> ProviderPayment:
         method=_text(entity, "method"),
         error_code=_text(entity, "error_code"),
         error_reason=_text(entity, "error_reason"),
+        notes=_notes(entity),
+        created_at=_moment(entity, "created_at"),
     )
 
 
@@ -63,6 +65,7 @@ def order(entity: Entity) -> ProviderOrder:
         currency=_text(entity, "currency").upper(),
         receipt=_text(entity, "receipt"),
         status=_text(entity, "status"),
+        notes=_notes(entity),
     )
 
 

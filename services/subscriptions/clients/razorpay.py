@@ -227,6 +227,22 @@ class Razorpay:
         """The provider's own word on a payment."""
         return entities.payment(await self._call(self._sdk.payment.fetch, _valid(payment_id)))
 
+    async def fetch_order(self, order_id: str) -> ProviderOrder:
+        """The provider's own word on an order."""
+        return entities.order(await self._call(self._sdk.order.fetch, _valid(order_id)))
+
+    async def fetch_invoice(self, invoice_id: str) -> ProviderInvoice:
+        """The provider's own word on an invoice."""
+        return entities.invoice(await self._call(self._sdk.invoice.fetch, _valid(invoice_id)))
+
+    async def list_payments(
+        self, since: datetime, until: datetime, *, skip: int = 0
+    ) -> list[ProviderPayment]:
+        """A page of the account's payments created between two moments, of anybody, newest first."""
+        query = {**_created(since, until), "count": PAGE, "skip": skip}
+        answer = await self._call(self._sdk.payment.all, query)
+        return [entities.payment(entity) for entity in answer.get("items", [])]
+
     async def list_subscriptions(self, since: datetime, until: datetime) -> list[ProviderSubscription]:
         """Subscriptions created between two moments; very new ones may not be listed yet."""
         found = self._pages(self._sdk.subscription.all, _created(since, until), pages_max=None)

@@ -27,6 +27,7 @@ _TITLES = {
     "stuck_checkout": "An upgrade was authorised more than three days ago and is not in force",
     "over_limit": "A tenant uses more than its plan allows",
     "charge_without_subscription": "Money was taken for a subscription that we did not begin",
+    "payment_not_held": "The provider took money in a tenant's name that we do not hold",
     "purchase_paid_twice": "A credit pack was paid twice",
     "purchase_amount_mismatch": "A credit pack was paid with another amount than was asked for",
     "charge_amount_mismatch": "A subscription was charged nothing, or in another currency",

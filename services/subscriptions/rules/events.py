@@ -44,6 +44,9 @@ class ProviderPayment:
     method: str = ""
     error_code: str = ""
     error_reason: str = ""
+    # Only of what we ask for ourselves; what a customer's page handed over, too.
+    notes: Mapping[str, str] = field(default_factory=dict)
+    created_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class ProviderOrder:
     currency: str = ""
     receipt: str = ""
     status: str = ""
+    # Only of what we ask for ourselves.
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,10 @@ WITH_LEDGER = frozenset(
 )
 # Reconcile reports each task that was given up, CheckHealth those that nobody attempts.
 TOLD_ELSEWHERE = frozenset({"stuck_task", "overdue_task"})
-# Opened and resolved by SyncWithProvider.
+# Opened, resolved and told by SyncWithProvider.
 ORPHANS = "orphan_provider_sub"
+PAYMENTS = "payment_not_held"
+OF_SYNC = frozenset({ORPHANS, PAYMENTS})
 
 PENDING_MAX = timedelta(hours=72)
 # What is this young may be on its way: another reader of two databases would see only half of it.

@@ -63,3 +63,5 @@ class Policy:
     failures_alert_pct: int = 10
     failures_alert_min: int = 5
     retention: Retention = field(default_factory=Retention)
+    # How far back SyncWithProvider goes through the provider's payments.
+    payments_compared: timedelta = timedelta(days=7)

@@ -1,18 +1,22 @@
 """What the comparison with the provider goes through: subscriptions, unpaid purchases, money that went back."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, and_, func, or_, select, tuple_
+from sqlalchemy import Select, Text, and_, cast, func, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.subscriptions import tables
 from services.subscriptions.rules.events import TERMINAL
 from services.subscriptions.rules.fence import KnownSubscription
+from services.subscriptions.store.audit import ROOM
+from shared.ops.tables import billing_integrity_reports
 
 _KNOWN = [tables.provider_subscriptions.c[field.name] for field in fields(KnownSubscription)]
+_PAYMENT = re.compile(r"pay_[A-Za-z0-9]+")
 # A dispute in one of these goes on.
 UNSETTLED = ("open", "under_review", "action_required")
 
@@ -125,6 +129,33 @@ async def find_payment_owners(db: AsyncConnection, payment_ids: Collection[str])
     table = tables.payments
     rows = await db.execute(select(table.c.id, table.c.tenant_id).where(table.c.id.in_(list(payment_ids))))
     return {row.id: row.tenant_id for row in rows}
+
+
+async def find_order_owners(db: AsyncConnection, order_ids: Collection[str]) -> dict[str, str]:
+    """Who bought credits with each of these orders, as far as we made them."""
+    table = tables.credit_pack_purchases
+    rows = await db.execute(
+        select(table.c.provider_order_id, table.c.tenant_id).where(
+            table.c.provider_order_id.in_(list(order_ids))
+        )
+    )
+    return {row.provider_order_id: row.tenant_id for row in rows}
+
+
+async def find_settled_payments(
+    db: AsyncConnection, tenant_id: str, *, check: str, closed_by: str
+) -> set[str]:
+    """Payments that a finding of another check names, or one of this check that somebody else than this closed."""
+    table = billing_integrity_reports
+    by_a_person = and_(table.c.resolved_at.is_not(None), table.c.resolved_by != closed_by)
+    told = await db.scalars(
+        select(cast(table.c.observed, Text)).where(
+            table.c.room == ROOM,
+            table.c.tenant_id == tenant_id,
+            or_(table.c.check_type != check, by_a_person),
+        )
+    )
+    return {payment_id for observed in told for payment_id in _PAYMENT.findall(observed)}
 
 
 async def find_refund_statuses(db: AsyncConnection, refund_ids: Collection[str]) -> dict[str, str]:

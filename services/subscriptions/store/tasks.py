@@ -43,6 +43,21 @@ async def has_task(db: AsyncConnection, tenant_id: str, idempotency_key: str) ->
     return found is not None
 
 
+async def has_fetched(db: AsyncConnection, tenant_id: str, subscription_id: str, *, since: datetime) -> bool:
+    """Whether the provider's word on a subscription was taken since then."""
+    found = await db.scalar(
+        select(queue.c.id)
+        .where(
+            queue.c.tenant_id == tenant_id,
+            queue.c.task_type == "fetch_and_apply",
+            queue.c.payload["razorpaySubscriptionId"].astext == subscription_id,
+            queue.c.completed_at > since,
+        )
+        .limit(1)
+    )
+    return found is not None
+
+
 async def claim_tasks(
     db: AsyncConnection,
     now: datetime,

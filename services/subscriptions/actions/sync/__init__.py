@@ -1,7 +1,8 @@
 """SyncWithProvider: what the provider holds and we do not, whatever became of its webhooks.
 
 A run has a bounded time and says when it was too short. First come purchases of credits and money that went back, then
-the provider's own lists, then subscription by subscription. The last two go on in the next run where this one stopped.
+the provider's own lists, then subscription by subscription, then the provider's payments of the last days. The last
+three go on in the next run where this one stopped.
 What differs is owed as tasks or applied as events, so that it takes the same way as a webhook, once.
 """
 
@@ -9,7 +10,7 @@ import hashlib
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.subscriptions.actions.sync import known, money, strangers
+from services.subscriptions.actions.sync import known, money, payments, strangers
 from services.subscriptions.actions.sync.run import Run, Synced
 from services.subscriptions.clients.razorpay import Razorpay
 from services.subscriptions.rules.policy import Policy
@@ -49,6 +50,7 @@ async def sync_with_provider(
         await money.compare_unsettled(run)
         await strangers.compare_lists(run)
         await known.compare_known(run)
+        await payments.compare_payments(run)
     synced = run.conclude()
     _log.info(
         "synced",

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -38,6 +39,8 @@ class Notice:
     title: str
     tenant_id: str = ""
     evidence: dict[str, str] = field(default_factory=dict)
+    # Of a finding that stands: the oldest are named first, so that no newer one takes the place of one that was named.
+    standing_since: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Run:
         self.silences = 0
         self.finished = True
         self._mode = mode
-        self._policy = policy
+        self.policy = policy
         self._cause = cause
         self._tasks_queued = 0
         self._in_a_row = 0
@@ -144,7 +147,7 @@ class Run:
         try:
             async with transaction(self.engine) as db:
                 applied = await apply_event(
-                    db, seen, idempotency_key="", mode=self._mode, now=now, policy=self._policy
+                    db, seen, idempotency_key="", mode=self._mode, now=now, policy=self.policy
                 )
         except Exception as error:  # one tenant's trouble is not the others'
             _log.exception("sync_not_applied", event_type=event_type, tenant_id=tenant_id)
@@ -168,7 +171,7 @@ class Run:
 
     def conclude(self) -> Synced:
         """What the run came to, and what kept it from coming to more."""
-        notices = list(self._notices.values())
+        notices = sorted(self._notices.values(), key=_place)
         if len(notices) > NAMED_MAX:
             more = len(notices) - NAMED_MAX
             notices = notices[:NAMED_MAX]
@@ -200,3 +203,8 @@ class Run:
             notices=notices,
             touched=list(self._touched),
         )
+
+
+def _place(notice: Notice) -> tuple[bool, float]:
+    since = notice.standing_since
+    return since is None, since.timestamp() if since else 0.0

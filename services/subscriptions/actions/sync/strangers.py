@@ -88,11 +88,11 @@ async def _compare_subscriptions(run: Run, listed: Sequence[ProviderSubscription
         tenant_id = each.notes["tenant_id"]
         if each.id in held or tenant_id not in tenants or run.tenant_id not in (None, tenant_id):
             continue
-        if not await _adopt(run, each, tenant_id) and each.status not in TERMINAL:
+        if not await adopt(run, each, tenant_id) and each.status not in TERMINAL:
             orphans.setdefault(tenant_id, {})[each.id] = each
 
 
-async def _adopt(run: Run, found: ProviderSubscription, tenant_id: str) -> bool:
+async def adopt(run: Run, found: ProviderSubscription, tenant_id: str) -> bool:
     """Whether it is a purchase of ours whose answer was lost; one that a customer has used is applied."""
     async with transaction(run.engine) as db:
         intent = await purchases.find_intent(db, found.notes.get("intent_id", ""))
@@ -139,12 +139,12 @@ async def _record(run: Run, orphans: Orphans) -> None:
     run.orphans += sum(len(of_tenant) for of_tenant in orphans.values())
     if run.dry_run:
         for tenant_id, of_tenant in sorted(orphans.items()):
-            run.tell(_notice(run, tenant_id, of_tenant, "dry_run"))
+            run.tell(_notice(run, tenant_id, of_tenant, "dry_run", None))
         return
     tenants = None if run.tenant_id is None else [run.tenant_id]
     async with transaction(run.engine) as db:
         for tenant_id, of_tenant in sorted(orphans.items()):
-            finding_id = await ops.open_finding(
+            await ops.open_finding(
                 db,
                 room=audit.ROOM,
                 check_type=ORPHANS,
@@ -152,9 +152,12 @@ async def _record(run: Run, orphans: Orphans) -> None:
                 severity=_severity(of_tenant),
                 observed=_observed(run, tenant_id, of_tenant),
             )
-            run.tell(_notice(run, tenant_id, of_tenant, finding_id))
         for finding in await audit.list_open(db, checks={ORPHANS}, tenants=tenants):
-            if finding.tenant_id not in orphans:
+            of_tenant = orphans.get(finding.tenant_id or "", {})
+            if of_tenant:
+                since = finding.created_at
+                run.tell(_notice(run, finding.tenant_id or "", of_tenant, finding.id, since))
+            else:
                 await ops.resolve_finding(
                     db,
                     room=audit.ROOM,
@@ -178,7 +181,13 @@ def _observed(run: Run, tenant_id: str, of_tenant: dict[str, ProviderSubscriptio
     }
 
 
-def _notice(run: Run, tenant_id: str, of_tenant: dict[str, ProviderSubscription], finding_id: str) -> Notice:
+def _notice(
+    run: Run,
+    tenant_id: str,
+    of_tenant: dict[str, ProviderSubscription],
+    finding_id: str,
+    since: datetime | None,
+) -> Notice:
     observed = _observed(run, tenant_id, of_tenant)
     return Notice(
         f"subscriptions.{ORPHANS}:{finding_id}",
@@ -191,6 +200,7 @@ def _notice(run: Run, tenant_id: str, of_tenant: dict[str, ProviderSubscription]
             "statuses": ", ".join(observed["statuses"]),
             "next_command": observed["nextCommand"],
         },
+        since,
     )
 
 
