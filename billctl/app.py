@@ -1,5 +1,6 @@
 """The command line, put together."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, cast
@@ -25,6 +26,8 @@ class Commands(TyperGroup):
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **options: Any) -> Any:
         """The command line, read."""
         try:
+            if any("\udc80" <= letter <= "\udcff" for word in args for letter in word):
+                raise typer.BadParameter("the command line is not UTF-8")
             return super().make_context(info_name, args, *rest, **options)
         except USAGE as error:
             self._tell(error)
@@ -63,4 +66,7 @@ app.add_typer(mend.app, name="fix")
 
 def main() -> None:
     """Any command."""
+    # Closed by `>&-`: nobody wants to hear of it.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open as long as we are
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     app(prog_name="billctl")

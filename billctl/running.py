@@ -23,7 +23,7 @@ from billctl.diagnosis import (
     Stopped,
     View,
 )
-from billctl.screen import Screen, harmless
+from billctl.screen import Screen, harmless, leave_complaining
 from billctl.settings import Connections, Environment, NotConnected
 from shared.config import load
 from shared.errors import BillingError
@@ -139,6 +139,8 @@ def _run(work: Callable[[Desk], Awaitable[Exit]], screen: Screen) -> int:
     except BillingError as error:
         # Steps tell of their own refusals; before them nothing was asked for that could have been done.
         end(told(error), Exit.FAILED, as_json=screen.as_json)
+    except OSError as error:
+        leave_complaining(error)
     except KeyboardInterrupt:
         end("stopped before anything was changed", Exit.INTERRUPTED, as_json=screen.as_json)
 

@@ -75,6 +75,8 @@ class Screen:
             sys.stdout.flush()
         except BrokenPipeError:
             leave_quietly()
+        except OSError as error:
+            leave_complaining(error)
 
     def table(
         self, title: str, rows: Sequence[Mapping[str, Any]], more: int = 0, *, upright: bool | None = None
@@ -172,6 +174,13 @@ def leave_quietly() -> NoReturn:
     """Nobody reads on: ends the process, and Python does not complain of it either."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(PIPE_CLOSED)
+
+
+def leave_complaining(error: OSError) -> NoReturn:
+    """A full disk behind `>`: whatever was asked for is done, and the same line again tells of it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(f"the answer cannot be written: {error.strerror or error}", file=sys.stderr)  # noqa: T201
+    raise SystemExit(1)
 
 
 def harmless(text: str, *, lines: bool = False) -> str:

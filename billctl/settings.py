@@ -53,4 +53,7 @@ class Connections:
             raise NotConnected(
                 "no suite runs in this checkout, so say where one is: set " + ", ".join(missing)
             )
+        key = secret.get_secret_value()
+        if not (key.isascii() and key.isprintable()):
+            raise NotConnected("OPERATOR_SECRET holds what no key holds, such as a line's end: set it anew")
         return cls(addresses, secret, url)

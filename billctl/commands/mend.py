@@ -88,7 +88,8 @@ def fix_over_debit(
     ],
     tenant: Annotated[str, typer.Option("--tenant", help="only this one's", show_default=False)] = "",
     cost: Annotated[
-        int | None, typer.Option("--cost", min=0, help="what one should cost; default the published cost")
+        int | None,
+        typer.Option("--cost", min=0, max=10**12, help="what one should cost; default the published cost"),
     ] = None,
     apply: Apply = False,
     ticket: Ticket = "",

@@ -1,6 +1,6 @@
 """Options that several lists have."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -25,4 +25,7 @@ def zoned(option: str, text: str) -> datetime:
         raise typer.BadParameter(f"{option} {text!r} is no moment such as 2026-11-20T10:00Z") from error
     if parsed.tzinfo is None:
         raise typer.BadParameter(f"{option} {text!r} names no zone: add Z, or an offset such as +05:30")
-    return parsed
+    try:
+        return parsed.astimezone(UTC)
+    except OverflowError as error:
+        raise typer.BadParameter(f"{option} {text!r} is beyond what a calendar holds") from error

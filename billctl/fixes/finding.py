@@ -12,7 +12,7 @@ from billing.subscriptions.v1.subscriptions_pb2_grpc import SubscriptionsService
 
 from billctl.desk import Desk
 from billctl.diagnosis import Diagnosis, Fact, NotDone, Order, Step, Verdict
-from billctl.fixes import everyday
+from billctl.fixes import everyday, moves
 from billctl.looks import asking, checks, findings, jobs
 from billctl.screen import Screen, shown
 
@@ -102,6 +102,8 @@ ORDER BY position
 LIMIT 50;
 """
 CALL_SECONDS = 30.0
+# Differences that nobody sees while the provider is silent.
+OF_PROVIDER = frozenset({"missing_grant", "payment_without_grant", "granted_without_payment"})
 VERIFY_SECONDS = 120.0
 
 Row = Mapping[str, Any]
@@ -281,6 +283,10 @@ def _undisputed(desk: Desk, tenant: str, fields: set[str]) -> Step:
         subscriptions = desk.stub("subscriptions", SubscriptionsAdminServiceStub)
         request = admin_pb.DiagnoseTenantRequest(tenant_id=tenant)
         answer = await desk.ask(subscriptions.DiagnoseTenant, request, seconds=CALL_SECONDS)
+        if answer.provider_unavailable and fields & OF_PROVIDER:
+            raise NotDone("the provider does not answer, so nobody knows whether it is well")
+        if await moves.ledger_is_silent(desk):
+            raise NotDone("the ledger does not answer, so nobody knows whether it is well")
         left = [each for each in answer.differences if each.field in fields]
         if left:
             raise NotDone("; ".join(f"{each.field}: {each.ours}, {each.theirs}" for each in left))

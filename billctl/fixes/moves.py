@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from billctl.desk import Desk, refusal
 from billctl.diagnosis import NotDone, NotThere, Order, Step
+from billctl.looks import rooms
 from shared.errors import FailedPrecondition, NotFound
 
 # A job answers when it ended; the scheduler lets none work for longer.
@@ -76,6 +77,12 @@ async def diagnose_tenant(desk: Desk, tenant_id: str) -> admin_pb.DiagnoseTenant
     except NotFound as error:
         raise NotThere(f"there is no tenant {tenant_id}") from error
     return answer
+
+
+async def ledger_is_silent(desk: Desk) -> bool:
+    """Whether a diagnosis left out what only the ledger knows: its differences are then not all of them."""
+    [row] = await rooms.ask({"ledger": desk.connections.addresses["ledger"]})
+    return bool(row["says"] != "serving")
 
 
 async def retry_task(desk: Desk, task_id: str, order: Order) -> str:

@@ -105,6 +105,9 @@ async def diagnose(desk: Desk, tenant_id: str) -> Diagnosis:
         summary = "the provider does not answer, so nobody knows what was paid"
         again = f"billctl fix wrong-plan {tenant_id}, when it answers again: https://status.razorpay.com"
         return Diagnosis(tenant_id, Verdict.UNKNOWN, summary, facts, next_steps=[again])
+    if await moves.ledger_is_silent(desk):
+        summary = "the ledger does not answer, so nobody knows what the tenant was given"
+        return Diagnosis(tenant_id, Verdict.UNKNOWN, summary, facts, next_steps=["billctl health"])
     stale = [row["limit"] for row in found[STALE]]
     plan = _plan(desk, tenant_id, told, stale)
     following = [*_for_people(tenant_id, told), *lost]
@@ -169,6 +172,8 @@ def _look_again(desk: Desk, tenant_id: str) -> Step:
         told = await moves.diagnose_tenant(desk, tenant_id)
         if told.provider_unavailable:
             raise NotDone("the provider does not answer any more, so what is left is not known")
+        if await moves.ledger_is_silent(desk):
+            raise NotDone("the ledger does not answer any more, so what is left is not known")
         left = [f"{each.field} ({each.ours} / {each.theirs})" for each in told.differences if _matters(each)]
         left += [f"{row['limit']} is stale" for row in await desk.rows(STALE, tenant=tenant_id)]
         if left:

@@ -80,4 +80,7 @@ def moment(said: str) -> datetime:
         raise typer.BadParameter(
             "say how long ago (7d, 24h, 90m) or since when (2026-11-01T00:00Z)"
         ) from None
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
+    try:
+        return when.astimezone(UTC) if when.tzinfo else when.replace(tzinfo=UTC)
+    except OverflowError:
+        raise typer.BadParameter("that is beyond what a calendar holds") from None

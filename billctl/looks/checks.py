@@ -102,6 +102,11 @@ CHECKS = {
     "charge_without_subscription": Check(
         "money for a subscription that names a tenant and that we did not begin", "compare with the provider"
     ),
+    "payment_not_held": Check(
+        "the provider took money in a tenant's name for an order or subscription that we did not begin, as after a"
+        " restore; our books do not hold it, and no credits were granted for it",
+        "give it back in the provider's dashboard, or its credits: billctl account adjust T --credits N",
+    ),
     "purchase_paid_twice": Check(
         "a pack's order was paid again; nothing was granted for it", "give the money back at the provider"
     ),
