@@ -331,7 +331,7 @@ async def test_a_provider_that_lists_nothing_closes_nothing(room: Room, tenant: 
     await forgotten_pack(room, tenant)
     room.clock.ahead = PAST_GRACE
     key = alerts(await sync(room, tenant), tenant)[KEY].key
-    room.sandbox.set("faults", kind="status", status=502, times=1000, method="GET", path="/v1/payments*")
+    room.sandbox.set("faults", kind="status", status=502, times=1000, method="GET", path="/v1/payments")
 
     answer = await sync(room, tenant, key="2")
 

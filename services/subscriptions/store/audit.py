@@ -6,7 +6,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, case, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, case, func, literal_column, or_, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -189,7 +189,10 @@ async def list_open(
     without: Iterable[str] = (),
     limit: int | None = None,
 ) -> list[OpenFinding]:
-    """Open findings of this room, the most severe first, then the oldest."""
+    """Open findings of this room, the most severe first, then the oldest.
+
+    The limit is one of each severity: what is new never takes the place of what was named.
+    """
     table = billing_integrity_reports
     query = select(*(table.c[field.name] for field in fields(OpenFinding))).where(*_open())
     if checks is not None:
@@ -197,10 +200,15 @@ async def list_open(
     if tenants is not None:
         query = query.where(table.c.tenant_id.in_(tenants))
     query = query.where(table.c.check_type.not_in(sorted(without)))
-    query = query.order_by(
-        case((table.c.severity == literal_column("'critical'"), 0), else_=1), table.c.created_at, table.c.id
+    by_age = (table.c.created_at, table.c.id)
+    place = func.row_number().over(partition_by=table.c.severity, order_by=by_age).label("place")
+    found = query.add_columns(place).subquery()
+    severe = case((found.c.severity == literal_column("'critical'"), 0), else_=1)
+    rows = await db.execute(
+        select(*(found.c[field.name] for field in fields(OpenFinding)))
+        .where(true() if limit is None else found.c.place <= limit)
+        .order_by(severe, found.c.created_at, found.c.id)
     )
-    rows = await db.execute(query if limit is None else query.limit(limit))
     return [OpenFinding(**row._mapping) for row in rows]
 
 

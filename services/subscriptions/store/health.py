@@ -45,11 +45,11 @@ async def count_charges(db: AsyncConnection, since: datetime) -> tuple[int, int]
 
 
 async def list_open_disputes(db: AsyncConnection, *, limit: int) -> list[OpenDispute]:
-    """Disputes that are not closed, the newest first."""
+    """Disputes that are not closed, the oldest first: a newer one never takes the place of one that was named."""
     found = await db.execute(
         select(*(disputes.c[field.name] for field in fields(OpenDispute)))
         .where(_NOT_CLOSED)
-        .order_by(disputes.c.created_at.desc(), disputes.c.id.desc())
+        .order_by(disputes.c.created_at, disputes.c.id)
         .limit(limit)
     )
     return [OpenDispute(**row._mapping) for row in found]
