@@ -9,6 +9,7 @@ from billing.maintenance.v1 import alert_pb2
 from billing.subscriptions.v1 import subscriptions_admin_pb2 as admin_pb
 from billing.subscriptions.v1 import subscriptions_maintenance_pb2 as pb
 
+from services.subscriptions.actions import health
 from services.subscriptions.rules.health import fails_often
 from services.subscriptions.rules.tasks import ATTEMPTS_MAX
 from tests.subscriptions.conftest import Room
@@ -116,6 +117,33 @@ async def test_each_finding_has_one_who_tells_of_it(room: Room, tenant: str) -> 
     assert [each for each in (await check(room)).alerts if each.tenant_id == tenant] == []
     room.change("UPDATE subscriptions SET plan_id = 'free' WHERE tenant_id = %s", tenant)
     await run_audit(room)
+
+
+async def test_what_was_named_stays_named_when_more_is_found_than_can_be_shown(
+    room: Room, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        await room.provision(f"{tenant}_{number}")
+    warning = await found(room, f"{tenant}_0", "late_charge", "warning")
+    before = [each for each in (await check(room)).alerts if each.evidence.get("finding_id")]
+    shown = max(sum(each.severity == severity for each in before) for severity in (CRITICAL, WARNING))
+    monkeypatch.setattr(health, "SHOWN_MAX", shown)
+    fill = [
+        await found(room, f"{tenant}_filler_{number}", "refund_failed", "critical")
+        for number in range(shown - sum(each.severity == CRITICAL for each in before))
+    ]
+    named = {each.key for each in (await check(room)).alerts if each.evidence.get("finding_id")}
+
+    new = await found(room, f"{tenant}_1", "refund_failed", "critical")
+    later = {each.key: each for each in (await check(room)).alerts}
+
+    assert named <= later.keys(), "or it would look as if it were over"
+    assert {f"subscriptions.late_charge:{warning}"} <= named
+    assert f"subscriptions.refund_failed:{new}" not in later
+    assert "subscriptions.more_findings" in later
+    room.change(
+        "UPDATE billing_integrity_reports SET resolved_at = now() WHERE id = ANY(%s)", [warning, new, *fill]
+    )
 
 
 async def test_tasks_that_nobody_attempts_and_those_that_were_given_up(room: Room, tenant: str) -> None:

@@ -225,7 +225,8 @@ async def test_what_is_held_refunded_failed_or_of_others_is_none_of_our_business
     room: Room, tenant: str
 ) -> None:
     await paid(room, tenant)
-    for notes in ([], {"tenant_id": "somebody-elses-customer"}, {"shop": "shoes"}):
+    others: list[Any] = [[], {"tenant_id": "somebody-elses-customer"}, {"shop": "shoes"}]
+    for notes in others:
         paid_order(room, notes)
     gone = paid_order(room, {"tenant_id": tenant})
     room.sandbox.act(f"payments/{gone}/refund", deliver=False)

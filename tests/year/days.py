@@ -18,7 +18,7 @@ from tests.year.place import Place
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 AT_ONCE = 6
-DAILY = ("settle_expired", "grant_due_credits", "escalation", "addon_renewals")
+DAILY = ("settle_expired", "grant_due_credits", "escalation", "addon_renewals", "billing_health")
 EVENING = "reconcile"  # every few minutes in a real day; here it must come before the night's charges
 WEEKLY = ("sync_provider",)
 # The audit's second look waits a second, which is long in a year of one minute.
@@ -61,6 +61,7 @@ class Told:
 
     sync: dict[str, Any] = field(default_factory=dict)
     audit: dict[str, Any] = field(default_factory=dict)
+    health: dict[str, Any] = field(default_factory=dict)
     trouble: list[str] = field(default_factory=list)
     kills: int = 0
 
@@ -181,6 +182,7 @@ class Year:
         await self._close_abandoned_windows()
         self.told.sync = await place.run_job("sync_provider")
         self.told.audit = await place.run_job("audit_integrity")
+        self.told.health = await place.run_job("billing_health")
 
     async def _close_abandoned_windows(self) -> None:
         """An operator does what the runbook says of a purchase that nobody completes."""

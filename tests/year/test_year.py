@@ -40,7 +40,7 @@ def test_the_end_of_a_short_year_is_as_it_must_be(lived: Evidence) -> None:
 def test_a_short_year_has_one_of_everything(lived: Evidence) -> None:
     empty = {name for name, rows in lived.tables.items() if not rows}
 
-    assert empty <= {"tasks", "dead_letters"}
+    assert empty <= {"tasks", "dead_letters", "false_alarms"}
     assert len(sales(lived)) >= 4
     assert {row["cause"] for row in lived.tables["revocations"]} >= {"refund", "dispute", "proration"}
     assert {row["kind"] for row in lived.tables["documents"]} == {"tax_invoice", "credit_note"}
@@ -168,6 +168,12 @@ def with_an_excess_that_is_none(evidence: Evidence) -> None:
     evidence.tables["findings"].append({**found, "observed": {"limits": {"blog.posts": "12 of 10"}}})
 
 
+def with_a_false_alarm(evidence: Evidence) -> None:
+    evidence.tables["false_alarms"].append(
+        {"tenant_id": "tenant-000", "observed": {"paymentIds": ["pay_1"]}, "created_at": evidence.now}
+    )
+
+
 def with_a_task(evidence: Evidence) -> None:
     owed = {"task_type": "grant_credits", "idempotency_key": "grant:x", "tenant_id": "tenant-000"}
     evidence.tables["tasks"].append(
@@ -290,11 +296,19 @@ TAMPERING: dict[str, tuple[str, Tampering]] = {
     "a finding": ("findings", with_a_finding),
     "a finding of nothing": ("findings", with_a_dispute_that_was_never_lost),
     "an excess that is none": ("findings", with_an_excess_that_is_none),
+    "money missed that was there": ("findings", with_a_false_alarm),
     "a task that is owed": ("tasks", with_a_task),
     "a dead letter": ("tasks", with_a_dead_letter),
     "a difference from the provider": ("jobs", with_a_difference),
     "no comparison at all": ("jobs", with_no_comparison),
     "an audit that failed": ("jobs", with_an_audit_that_failed),
+    "a health that nobody looked at": ("jobs", lambda evidence: evidence.told.health.clear()),
+    "a critical finding that health does not count": (
+        "jobs",
+        lambda evidence: evidence.tables["findings"].append(
+            {**evidence.tables["findings"][0], "room": "subscriptions", "severity": "critical"}
+        ),
+    ),
     "a job that failed": ("jobs", lambda evidence: evidence.failed_jobs.append("cleanup failed")),
     "a call that is not served": ("jobs", lambda evidence: evidence.unserved.append("PauseSubscription")),
 }

@@ -11,6 +11,7 @@ from tests.year.evidence import Evidence, Row
 SYNC_ZERO = ("differences", "tasksQueued", "orphans")
 LATE_SECONDS = 12 * 3600
 AUDIT_ZERO = ("opened", "open", "findingsOpened")
+HEALTH_ZERO = ("openDisputes", "abandonedTasks")
 
 
 def ledger_proofs(evidence: Evidence) -> Iterator[str]:
@@ -28,6 +29,8 @@ def findings(evidence: Evidence) -> Iterator[str]:
         is_so = OF_THE_WORLD.get(row["check_type"])
         if is_so is None or not is_so(evidence, {**row["observed"], "tenantId": row["tenant_id"]}):
             yield f"finding {row['check_type']} ({row['room']}) of {row['tenant_id']}: {row['observed']}"
+    for row in evidence.tables["false_alarms"]:
+        yield f"money of {row['tenant_id']} was missed that was there: {row['observed']}, {row['created_at']}"
 
 
 def _is_lost(evidence: Evidence, observed: Row) -> bool:
@@ -127,6 +130,22 @@ def jobs(evidence: Evidence) -> Iterator[str]:
             yield f"the last audit: {call} answered {said}"
         else:
             yield from _not_zero(f"the last audit, {call}", said, AUDIT_ZERO)
+    yield from _health(evidence)
+
+
+def _health(evidence: Evidence) -> Iterator[str]:
+    said = evidence.told.health.get("subscriptions.CheckHealth")
+    if said is None or said.get("outcome") != "succeeded":
+        yield f"the last look at charging: CheckHealth answered {said}"
+        return
+    yield from _not_zero("the last look at charging", said, HEALTH_ZERO)
+    critical = [
+        row["id"]
+        for row in evidence.tables["findings"]
+        if (row["room"], row["severity"]) == ("subscriptions", "critical")
+    ]
+    if int(said.get("openCriticalFindings") or 0) != len(critical):
+        yield f"CheckHealth counts {said.get('openCriticalFindings')} critical findings, open are {critical}"
 
 
 def _not_zero(what: str, said: dict[str, Any], names: tuple[str, ...]) -> Iterator[str]:
