@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from billing.ledger.v1 import ledger_pb2
-from billing.subscriptions.v1 import catalog_pb2, subscriptions_maintenance_pb2
+from billing.subscriptions.v1 import catalog_pb2
 from billing.subscriptions.v1 import subscriptions_pb2 as pb
 from google.protobuf import duration_pb2
 
@@ -457,15 +457,13 @@ async def test_a_quote_that_nobody_paid_within_a_day_can_be_paid_no_more(
     old = await life.subscribe("starter")
     begun = await life.change("pro")
     new = begun.checkout.subscription_id
+    async with refused("CHANGE_PENDING"):
+        await life.change("business", key="sooner")
     await life.pass_time(hours=24.1)
     assert life.at_provider() == {old: "active", new: "expired"}
+    assert life.row()["pending_kind"] == "upgrade", "nobody tells of it"
 
-    # Nobody tells of it: the comparison with the provider finds it.
-    await room.maintenance.SyncWithProvider(
-        subscriptions_maintenance_pb2.SyncWithProviderRequest(
-            idempotency_key="job:sync:test", tenant_id=tenant
-        )
-    )
+    await life.pass_time(hours=0.2)
     await life.reconcile()
 
     await life.assert_stands("starter", pending_kind=None, razorpay_subscription_id=old)

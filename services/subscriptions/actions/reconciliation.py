@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from services.subscriptions import metrics
 from services.subscriptions.actions.overrides import lapse_overrides
 from services.subscriptions.actions.performing import Performer
-from services.subscriptions.actions.scheduled import follow_catalog, settle_due
+from services.subscriptions.actions.scheduled import ask_of_expired, follow_catalog, settle_due
 from services.subscriptions.errors import TaskCompleted, UnknownTask
 from services.subscriptions.rules.policy import Policy
 from services.subscriptions.rules.tasks import (
@@ -126,6 +126,7 @@ class Reconciler:
         limit, ends_at = max_tasks or DEFAULT_MAX, time.monotonic() + RUN_SECONDS
         if not dry_run:
             await settle_due(self._engine, now=self._clock(), policy=self._policy, limit=limit)
+            await ask_of_expired(self._engine, now=self._clock(), policy=self._policy, limit=limit)
             await lapse_overrides(self._engine, now=self._clock(), limit=limit)
             await follow_catalog(self._engine, now=self._clock(), limit=REBUILT_AT_ONCE)
         while not dry_run and (left := limit - sum(counts.values())) > 0 and time.monotonic() < ends_at:

@@ -1,18 +1,21 @@
 """What time alone makes due: scheduled ends, successors that start, and what the provider must know before."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.subscriptions.actions import standing
 from services.subscriptions.errors import UnknownPlan
 from services.subscriptions.rules import scheduled, tasks
-from services.subscriptions.rules.policy import Policy
+from services.subscriptions.rules.policy import AUTHORISE_WITHIN, Policy
 from services.subscriptions.store import catalog as catalog_store
 from services.subscriptions.store import subscriptions as store
 from services.subscriptions.store import tasks as task_store
 from shared import logs
 from shared.database import transaction
+
+# Its time began when the provider made it, a little after we wrote it down.
+AFTER_EXPIRY = timedelta(minutes=15)
 
 _log = logs.get_logger()
 
@@ -40,6 +43,21 @@ async def _settle(engine: AsyncEngine, tenant_id: str, now: datetime, policy: Po
         await standing.settle(
             db, row, now, policy, actor_type="system", actor_id="time", reason="its time has come"
         )
+
+
+async def ask_of_expired(engine: AsyncEngine, *, now: datetime, policy: Policy, limit: int) -> None:
+    """Owe the provider's word, hourly, on what nobody paid in time: it tells of no expiry, and a pending one bars others."""
+    latest = now - AFTER_EXPIRY
+    async with transaction(engine) as db:
+        expired = await store.list_expired(
+            db,
+            quoted_before=latest - policy.change_valid,
+            begun_before=latest - AUTHORISE_WITHIN,
+            limit=limit,
+        )
+        for known in expired:
+            task = tasks.fetch_and_apply(known, f"expiry-{now:%Y%m%dT%H}")
+            await task_store.insert_task(db, task, now)
 
 
 async def follow_catalog(engine: AsyncEngine, *, now: datetime, limit: int) -> None:

@@ -105,6 +105,27 @@ async def list_due(db: AsyncConnection, now: datetime, *, lead: timedelta, limit
     return [row.tenant_id for row in rows]
 
 
+async def list_expired(
+    db: AsyncConnection, *, quoted_before: datetime, begun_before: datetime, limit: int
+) -> list[KnownSubscription]:
+    """Pending purchases that nobody authorised in the time for it, as far as we know; the newest first."""
+    rows, known, intents = tables.subscriptions, tables.provider_subscriptions, tables.checkout_intents
+    began = known.c.purchased_at
+    found = await db.execute(
+        select(*_KNOWN)
+        .join(rows, rows.c.pending_razorpay_subscription_id == known.c.id)
+        .join(intents, intents.c.id == known.c.intent_id)
+        .where(
+            rows.c.pending_kind == "upgrade",
+            known.c.status == "created",
+            began < case((intents.c.quoted_at.is_(None), begun_before), else_=quoted_before),
+        )
+        .order_by(began.desc(), known.c.id)
+        .limit(limit)
+    )
+    return [KnownSubscription(**row._mapping) for row in found]
+
+
 async def read_entitlements(db: AsyncConnection, tenant_id: str) -> tuple[ServiceEntitlement, ...]:
     """What was built last for the tenant."""
     stored = await db.scalar(
