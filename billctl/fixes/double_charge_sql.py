@@ -40,7 +40,8 @@ PAYMENT = f"""{_PAYMENT.rstrip()}
 """
 # Two captured payments for days that overlap: of one cycle of one subscription, of the same plan, or one that came for
 # another subscription when the one relied on was paid already. An upgrade is none of these: it is paid after the old plan,
-# and what is being upgraded to is not in force yet. One of two is kept: what goes back itself, or is disputed, keeps none.
+# and what is being upgraded to is not in force yet; nor is what had ended before the other was bought. One of two is kept:
+# what goes back itself, or is disputed, keeps none.
 TWICE = """
 SELECT p.id, p.razorpay_subscription_id AS subscription, p.plan_id, p.billing_cycle AS cycle, p.amount_paise,
        0 AS back_paise, p.period_start::date AS since, p.period_end::date AS until, p.received_at, MIN(q.id) AS beside
@@ -52,6 +53,9 @@ WHERE p.tenant_id = %(tenant)s
   AND p.purpose = 'plan_cycle'
   AND p.status = 'captured'
   AND p.razorpay_subscription_id IS DISTINCT FROM s.pending_razorpay_subscription_id
+  AND NOT EXISTS (SELECT FROM provider_subscriptions e
+                  WHERE e.id = p.razorpay_subscription_id AND p.received_at < q.received_at
+                    AND e.ended_at <= q.received_at)
   AND q.amount_refunded_paise = 0
   AND NOT EXISTS (SELECT FROM billing_refunds r
                   WHERE r.payment_id = q.id AND r.kind <> 'token' AND r.status <> 'failed')

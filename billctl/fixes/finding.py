@@ -254,6 +254,7 @@ async def _entitlements(desk: Desk, _screen: Screen, row: Row) -> Plan:
     tenant = row["tenant_id"]
 
     async def rebuild(order: Order) -> str:
+        await moves.refuse_unpaid(desk, tenant)
         subscriptions = desk.stub("subscriptions", SubscriptionsAdminServiceStub)
         request = admin_pb.RebuildEntitlementsRequest(
             tenant_id=tenant,

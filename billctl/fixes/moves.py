@@ -20,6 +20,14 @@ from shared.errors import FailedPrecondition, NotFound
 # A job answers when it ended; the scheduler lets none work for longer.
 JOB_SECONDS = 600
 DIAGNOSIS_SECONDS = 30
+UNPAID = """
+SELECT s.plan_id, s.status, p.price_monthly_paise
+FROM subscriptions s
+JOIN plans p ON p.id = s.plan_id
+WHERE s.tenant_id = %(tenant)s
+  AND s.razorpay_subscription_id IS NULL
+  AND p.price_monthly_paise > 0;
+"""
 
 
 def run_job(desk: Desk, job: str, does: str, touches: str) -> Step:
@@ -102,8 +110,21 @@ async def retry_task(desk: Desk, task_id: str, order: Order) -> str:
     return f"{task_id} is done"
 
 
+async def unpaid_plan(desk: Desk, tenant_id: str) -> str:
+    """The plan of a tenant's row that costs something and that no subscription pays for; empty where all is well."""
+    rows = await desk.rows(UNPAID, tenant=tenant_id)
+    return str(rows[0]["plan_id"]) if rows else ""
+
+
+async def refuse_unpaid(desk: Desk, tenant_id: str) -> None:
+    """Limits follow the row, and whoever edited it by hand may have written what nobody pays for."""
+    if plan := await unpaid_plan(desk, tenant_id):
+        raise NotDone(f"the row says {plan}, and no subscription pays for it: call an engineer")
+
+
 async def rebuild_entitlements(desk: Desk, tenant_id: str, order: Order) -> str:
     """Limits as the plan says, pushed to the ledger."""
+    await refuse_unpaid(desk, tenant_id)
     admin = desk.stub("subscriptions", SubscriptionsAdminServiceStub)
     request = admin_pb.RebuildEntitlementsRequest(
         tenant_id=tenant_id,

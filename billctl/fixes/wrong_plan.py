@@ -110,6 +110,16 @@ async def diagnose(desk: Desk, tenant_id: str) -> Diagnosis:
         return Diagnosis(tenant_id, Verdict.UNKNOWN, summary, facts, next_steps=["billctl health"])
     stale = [row["limit"] for row in found[STALE]]
     plan = _plan(desk, tenant_id, told, stale)
+    unpaid = await moves.unpaid_plan(desk, tenant_id)
+    facts.append(Fact("a plan that nobody pays for", [{"plan_id": unpaid}] if unpaid else [], moves.UNPAID))
+    if unpaid and {step.name for step in plan} <= {f"rebuild:{tenant_id}"}:
+        words = f"the row says {unpaid}, which costs something, and no subscription pays for it"
+        person = (
+            "call an engineer: the row was edited by hand, or its subscription was lost; push nothing of it"
+        )
+        return Diagnosis(
+            tenant_id, Verdict.CRITICAL, words, facts, next_steps=[*_for_people(tenant_id, told), person]
+        )
     following = [*_for_people(tenant_id, told), *lost]
     if plan:
         plan.append(_look_again(desk, tenant_id))

@@ -6,6 +6,8 @@ import asyncio
 
 import pytest
 import razorpay
+from billing.subscriptions.v1 import catalog_pb2
+from billing.subscriptions.v1 import subscriptions_pb2 as pb
 
 from tests.billctl.conftest import Books
 from tests.billctl.fixing import Fixer, act, begun, bought, heard, provisioned, settled, until
@@ -118,6 +120,50 @@ async def test_what_the_customer_pays_with_is_not_ended_because_a_row_was_edited
     assert any(step.startswith(f"is {live} what the customer pays with?") for step in looked["next"])
     assert named["plan"][0]["step"] == f"cancel:{live}"
     assert not any("double-charge" in step and "--credits" not in step for step in wrong["next"])
+
+
+async def test_a_plan_that_nobody_pays_for_is_pushed_nowhere(fixer: Fixer, tenant: str) -> None:
+    async with clients_of(fixer.suite) as clients:
+        await provisioned(clients, tenant)
+    fixer.by_hand("UPDATE subscriptions.subscriptions SET plan_id = 'business' WHERE tenant_id = %s", tenant)
+    finding = f"fnd_{tenant}"
+    fixer.books.open_finding(finding, "entitlements_differ", tenant, cause="plan_drift")
+
+    looked = await asyncio.to_thread(fixer.looked, "wrong-plan", tenant, exit=3)
+    mended = await asyncio.to_thread(fixer.applied, "finding", finding, ticket=f"U-{tenant}", exit=1)
+
+    assert (looked["verdict"], looked["plan"]) == ("critical", [])
+    assert "no subscription pays for it" in looked["summary"]
+    assert [each["ok"] for each in mended["applied"]] == [False]
+    [row] = fixer.books.rows("SELECT plan_code FROM tenant_credits WHERE tenant_id = %s", tenant)
+    assert row["plan_code"] == "free"
+
+
+async def test_who_cancelled_at_once_and_bought_again_was_not_charged_twice(
+    fixer: Fixer, tenant: str
+) -> None:
+    """Nothing is refunded of what a customer ends at once, and buying again does not change that."""
+    await bought(fixer, tenant)
+    async with clients_of(fixer.suite) as clients:
+        await clients.subscriptions.CancelSubscription(
+            pb.CancelSubscriptionRequest(tenant_id=tenant, idempotency_key="end", mode=pb.CANCEL_MODE_NOW)
+        )
+        await heard(fixer, clients)
+        again = await clients.subscriptions.Checkout(
+            pb.CheckoutRequest(
+                tenant_id=tenant,
+                idempotency_key="again",
+                plan_code="pro",
+                cycle=catalog_pb2.BILLING_CYCLE_MONTHLY,
+            )
+        )
+        await act(clients, f"subscriptions/{again.checkout.subscription_id}/pay", method="card")
+        await heard(fixer, clients)
+    await until(fixer.books, "SELECT COUNT(*) FROM payments WHERE tenant_id = %s", 2, tenant)
+
+    looked = await asyncio.to_thread(fixer.looked, "double-charge", tenant, exit=0)
+
+    assert looked["plan"] == []
 
 
 async def test_of_two_payments_one_is_always_kept(fixer: Fixer, tenant: str) -> None:
