@@ -75,7 +75,7 @@ async def compare_payments(run: Run) -> None:
     await _walk(look)
     await _record(look)
     if look.unknown_tenants:
-        _log.warning("payments_of_unknown_tenants", tenants=sorted(look.unknown_tenants)[:NAMED_MAX])
+        _log.info("payments_of_unknown_tenants", tenants=sorted(look.unknown_tenants)[:NAMED_MAX])
 
 
 async def _recheck(look: _Look) -> None:
@@ -169,9 +169,8 @@ async def _of_order(
         order = await run.ask(lambda: run.razorpay.fetch_order(payment.order_id))
         if order is None:
             return None
-        async with transaction(
-            run.engine
-        ) as db:  # our purchase is its receipt, should its answer have been lost
+        # Our purchase is its receipt: that is how it is known where its answer was lost.
+        async with transaction(run.engine) as db:
             purchase = await purchases.find_purchase(db, order.receipt) if order.receipt else None
         owner = purchase.tenant_id if purchase else None
     if owner is None:
