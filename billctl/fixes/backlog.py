@@ -10,15 +10,26 @@ from typing import Any
 from billing.webhooks.v1 import webhooks_admin_pb2 as pb
 from billing.webhooks.v1.webhooks_admin_pb2_grpc import WebhooksAdminServiceStub
 
-from billctl.desk import Desk
-from billctl.diagnosis import Diagnosis, Fact, NotDone, NotThere, Order, Step, Verdict
+from billctl.desk import Desk, refusal
+from billctl.diagnosis import (
+    Diagnosis,
+    Fact,
+    NotDone,
+    NotThere,
+    Order,
+    PartlyDone,
+    Step,
+    Stopped,
+    Verdict,
+)
 from billctl.fixes import backlog_sql as sql
 from billctl.fixes import moves
 from billctl.looks import rooms
+from shared.errors import BillingError
 
 # As many as one call takes.
 SELECTION_MAX = 10_000
-DISCARDED_MAX = 1_000
+DISCARDED_MAX = PORTION = 1_000
 # An event waits for its next attempt for longer than this only after it failed several times.
 OLD = timedelta(minutes=5)
 SILENT = timedelta(minutes=30)
@@ -89,6 +100,11 @@ async def diagnose(desk: Desk, replay: Range | None) -> Diagnosis:
         plan.append(_requeue(desk, seen))
     if replay is not None:
         [count] = await desk.rows(sql.IN_RANGE, **_bounds(replay))
+        if count["events"] > SELECTION_MAX:
+            raise NotThere(
+                f"{count['events']:,} events came in that range, and one call takes {SELECTION_MAX:,}: name smaller"
+                " ranges, one after the other, or one --event-type"
+            )
         facts.append(Fact("events of that range", [count], sql.IN_RANGE))
         if count["events"]:
             plan.append(_replay(desk, replay, count["events"]))
@@ -172,14 +188,17 @@ def _verdict(seen: Seen) -> tuple[Verdict, str]:
 
 def _requeue(desk: Desk, seen: Seen) -> Step:
     async def act(order: Order) -> str:
-        admin = desk.stub("webhooks", WebhooksAdminServiceStub)
-        request = pb.RequeueDeadLettersRequest(
-            set_aside_for=EXHAUSTED,
-            idempotency_key=order.key(f"requeue:{EXHAUSTED}"),
-            actor=order.actor,
-            reason=order.told,
-        )
-        count = (await desk.ask(admin.RequeueDeadLetters, request)).requeued_count
+        if seen.exhausted > SELECTION_MAX:
+            count = await _in_portions(desk, order)
+        else:
+            admin = desk.stub("webhooks", WebhooksAdminServiceStub)
+            request = pb.RequeueDeadLettersRequest(
+                set_aside_for=EXHAUSTED,
+                idempotency_key=order.key(f"requeue:{EXHAUSTED}"),
+                actor=order.actor,
+                reason=order.told,
+            )
+            count = (await desk.ask(admin.RequeueDeadLetters, request)).requeued_count
         return f"{count:,} requeued; {await _watched(desk)}"
 
     return Step(
@@ -188,6 +207,32 @@ def _requeue(desk: Desk, seen: Seen) -> Step:
         "webhook_events, webhook_dead_letter_queue; then subscriptions",
         act,
     )
+
+
+async def _in_portions(desk: Desk, order: Order) -> int:
+    """More than one call takes, as after a night; what dies again meanwhile is not taken up once more."""
+    admin = desk.stub("webhooks", WebhooksAdminServiceStub)
+    [newest] = await desk.rows(sql.NEWEST)
+    count, last = 0, ""
+    while True:
+        bounds = {"after": last, "last": newest["id"], "portion": PORTION}
+        letters = [row["id"] for row in await desk.rows(sql.PORTION, **bounds)]
+        if not letters:
+            return count
+        request = pb.RequeueDeadLettersRequest(
+            dead_letters=pb.DeadLetterIds(ids=letters),
+            idempotency_key=order.key(f"requeue:{letters[0]}"),
+            actor=order.actor,
+            reason=order.told,
+        )
+        try:
+            count += (await desk.ask(admin.RequeueDeadLetters, request)).requeued_count
+        except BillingError as error:
+            stopped = PartlyDone if count else NotDone
+            raise stopped(f"{count:,} requeued; then: {refusal(error)}") from error
+        except asyncio.CancelledError as error:
+            raise Stopped(f"{count:,} requeued; then it was stopped: the same line again goes on") from error
+        last = letters[-1]
 
 
 async def _watched(desk: Desk) -> str:
@@ -231,10 +276,6 @@ def _following(seen: Seen, replay: Range | None) -> list[str]:
         steps.append(
             f"subscriptions is {seen.says('subscriptions')}: mend that first, then billctl fix backlog requeues"
             f" {seen.exhausted:,} dead letter(s)"
-        )
-    if seen.exhausted > SELECTION_MAX:
-        steps.append(
-            f"more than {SELECTION_MAX:,}: run it again with another ticket for each {SELECTION_MAX:,}"
         )
     for row in seen.letters:
         if row["reason"] == REFUSED:

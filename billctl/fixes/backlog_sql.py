@@ -26,6 +26,18 @@ FROM webhook_dead_letter_queue
 WHERE id = ANY(%(ids)s)
 ORDER BY id;
 """
+NEWEST = """
+SELECT MAX(id) AS id
+FROM webhook_dead_letter_queue
+WHERE reason = 'attempts_exhausted';
+"""
+PORTION = """
+SELECT id
+FROM webhook_dead_letter_queue
+WHERE reason = 'attempts_exhausted' AND id > %(after)s AND id <= %(last)s
+ORDER BY id
+LIMIT %(portion)s;
+"""
 # Who took them off the queue is in the audit log alone.
 TAKEN = """
 SELECT letter ->> 'id' AS id, action, actor_id AS actor, metadata ->> 'reason' AS reason, log.created_at

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from billctl.fixes import backlog
 from tests.billctl.conftest import Books
 from tests.billctl.fixing import Fixer, begun, broken, delivered, provisioned, until
 from tests.journeys.test_hostile_deliveries import paid
@@ -46,6 +47,28 @@ async def test_dead_letters_are_requeued_and_what_nobody_can_read_is_left_to_a_p
     assert (again["plan"], again["applied"]) == ([], [])
     fixer.by_hand("DELETE FROM webhooks.webhook_dead_letter_queue")
     assert (await asyncio.to_thread(fixer.looked, "backlog", exit=0))["verdict"] == "ok"
+
+
+async def test_more_letters_than_one_call_takes_are_requeued_in_portions(
+    fixer: Fixer, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog, "SELECTION_MAX", 2)
+    monkeypatch.setattr(backlog, "PORTION", 2)
+    async with clients_of(fixer.suite) as clients:
+        bodies = await paid(clients, tenant)
+    with broken(fixer):
+        for body in bodies:
+            assert await delivered(fixer.suite, body) == 200
+        await until(fixer.books, LETTERS, len(bodies))
+    assert len(bodies) > 2
+
+    done = await asyncio.to_thread(fixer.applied_twice, "backlog", ticket=f"M-{tenant}")
+    everything = ("--replay-since", "2020-01-01T00:00Z", "--replay-until", "2999-01-01T00:00Z")
+    wide = await asyncio.to_thread(fixer.typed, "backlog", *everything)
+
+    assert done["applied"][0]["result"] == f"{len(bodies)} requeued; nothing waits any more"
+    assert len(fixer.audited(f"M-{tenant}", "webhook.requeue")) == -(-len(bodies) // 2)
+    assert (wide.exit_code, "name smaller ranges" in wide.stderr) == (1, True)
 
 
 async def test_dead_letters_that_nobody_can_read_are_given_up_one_by_one(fixer: Fixer, tenant: str) -> None:
