@@ -95,8 +95,8 @@ async def diagnose(desk: Desk, asked: Asked, screen: Screen) -> Diagnosis:
     worst = await desk.rows(sql.WORST, **window)
     facts = [
         Fact(f"published cost of {asked.action}", published, sql.PUBLISHED),
-        Fact("catalogues while the window ran", versions, sql.WHILE_IT_RAN),
         Fact("what was charged in the window", amounts, sql.AMOUNTS),
+        Fact("catalogues while the window ran", versions, sql.WHILE_IT_RAN),
         Fact(f"against {cost} for each", [totals], sql.TOTALS),
         Fact("who was charged most", worst, sql.WORST),
     ]
