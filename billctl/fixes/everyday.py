@@ -163,15 +163,23 @@ async def pause_job(desk: Desk, job: str, *, pause: bool) -> Diagnosis:
         if pause:
             asked = scheduler_pb2.PauseJobRequest(idempotency_key=order.key(f"pause:{job}"), **who)
             await desk.ask(scheduler.PauseJob, asked, seconds=CALL_SECONDS)
+            await _must_be(desk, job, paused=True)
             return "paused"
         request = scheduler_pb2.ResumeJobRequest(idempotency_key=order.key(f"resume:{job}"), **who)
         await desk.ask(scheduler.ResumeJob, request, seconds=CALL_SECONDS)
+        await _must_be(desk, job, paused=False)
         return "resumed; of the ticks that passed the newest runs at once"
 
     verb = "pause" if pause else "resume"
     step = Step(f"{verb}:{job}", f"{verb} {job}", "scheduler: jobs", act)
     words = f"{job} runs at {row['schedule']}" if pause else f"{job} is paused: its ticks do not run"
     return Diagnosis(job, Verdict.OK if pause else Verdict.WARNING, words, facts, [step])
+
+
+async def _must_be(desk: Desk, job: str, *, paused: bool) -> None:
+    """A ticket's repeat changes nothing, also where somebody turned it round since."""
+    if (await jobs.known(desk, job))["paused"] != paused:
+        raise NotDone(f"this ticket did so before, and {job} was turned round since: use another ticket")
 
 
 async def schedule_job(desk: Desk, job: str, schedule: str, deadline_seconds: int) -> Diagnosis:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import secrets as random
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -45,6 +49,58 @@ def test_a_job_is_paused_resumed_and_rescheduled_by_somebody_for_a_reason(shell:
         "job.schedule",
     ]
     assert all("a test" in entry["reason"] for entry in told)
+
+
+def test_a_ticket_that_was_turned_round_since_is_not_said_to_be_done(shell: Shell) -> None:
+    shell.told("jobs", "pause", "cleanup", *TICKET)
+    shell.told("jobs", "resume", "cleanup", *TICKET)
+    again = shell.told("jobs", "pause", "cleanup", *TICKET, exit=1)
+
+    assert "use another ticket" in again["applied"][0]["result"]
+
+
+def test_ctrl_c_in_the_middle_of_a_plan_says_what_was_done(shell: Shell, books: Books) -> None:
+    tenant = f"stopped_{random.token_hex(4)}"
+    shell.begin_upgrade(tenant)
+    ledger = shell.suite.pid("ledger")
+    assert ledger is not None
+    waiting = (
+        "SELECT COUNT(*) AS n FROM pg_stat_activity WHERE application_name = 'billctl' AND state = 'idle'"
+        " AND query LIKE '%frozen_reason%'"
+    )
+    os.kill(ledger, signal.SIGSTOP)
+    try:
+        command = subprocess.Popen(
+            [sys.executable, "-m", "billctl", "account", "freeze", tenant, *TICKET, "--json"],
+            cwd=shell.folder,
+            env=shell.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not books.rows(waiting, role="billing_readonly")[0]["n"] and command.poll() is None:
+            time.sleep(0.05)
+        command.send_signal(signal.SIGINT)
+        out, err = command.communicate(timeout=30)
+    finally:
+        os.kill(ledger, signal.SIGCONT)
+
+    told = json.loads(out)
+    assert (command.returncode, told["exit"], err) == (130, 130, "")
+    assert [(each["step"], each["ok"]) for each in told["applied"]] == [(f"freeze:{tenant}", False)]
+    assert "the same line again finds out" in told["applied"][0]["result"]
+
+
+def test_the_wrong_key_names_the_setting(shell: Shell) -> None:
+    tenant = f"locked_{random.token_hex(4)}"
+    shell.begin_upgrade(tenant)
+    keys = {"a wrong key": "wrong", "the products' key": shell.suite.runtime["secrets"]["gateway_secret"]}
+
+    for key in keys.values():
+        told = shell.told("fix", "wrong-plan", tenant, exit=1, OPERATOR_SECRET=key)
+        assert "Is OPERATOR_SECRET this suite's" in told["error"]
+    broken = shell.told("fix", "wrong-plan", tenant, exit=1, OPERATOR_SECRET="two\nlines")
+    assert broken["error"].startswith("OPERATOR_SECRET holds what no key holds")
 
 
 def test_a_finding_is_closed_in_somebodys_name_by_the_room_that_opened_it(
