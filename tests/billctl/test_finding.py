@@ -42,20 +42,20 @@ def test_an_edited_balance_is_rebuilt_proved_and_closed(shell: Shell, books: Boo
     assert re.search(r"was closed by (asha|ledger\.\w+) at 2", after["summary"])
 
 
-def test_a_sum_that_is_wrong_is_laid_open_and_left_to_a_person(
-    shell: Shell, books: Books, customer: str
-) -> None:
+def test_a_sum_that_is_wrong_is_laid_open_and_left_to_a_person(shell: Shell, books: Books) -> None:
+    tenant = f"astray_{random.token_hex(4)}"
+    shell.begin_upgrade(tenant)
     stray = f"txn_{random.token_hex(8)}"
     books.rows(
         "INSERT INTO credit_transactions (tenant_id, id, idempotency_key, fingerprint, fingerprint_version, kind,"
         " amount, tx_status, reason, description, reference_id, hold_id, refunded_transaction_id, metadata, answer,"
         " first_seq, last_seq, created_at) VALUES (%s, %s, %s, '', 1, 'debit', -5, 'posted', 'blog.publish', '', '',"
         " '', '', '{}', '{}', 0, 0, now())",
-        *(customer, stray, stray),
+        *(tenant, stray, stray),
         role="ledger_rw",
     )
     shell.applied("jobs", "run", "audit_integrity")
-    finding = opened(books, customer, "ledger_sum_mismatch")
+    finding = opened(books, tenant, "ledger_sum_mismatch")
 
     told = shell.told("fix", "finding", finding, exit=3)
 
@@ -64,7 +64,7 @@ def test_a_sum_that_is_wrong_is_laid_open_and_left_to_a_person(
     (sums,) = told["facts"]["sums"]
     assert sums["ledger_sum"] == sums["balance"] - 5
     assert told["plan"] == []
-    assert any(f"billctl account adjust {customer} --credits" in step for step in told["next"])
+    assert any(f"billctl account adjust {tenant} --credits" in step for step in told["next"])
 
 
 def test_a_pending_upgrade_is_cancelled_and_its_finding_closed(shell: Shell, books: Books) -> None:
