@@ -95,6 +95,8 @@ async def diagnose(desk: Desk, replay: Range | None) -> Diagnosis:
         Fact("open alerts of webhooks", alerts, sql.ALERTS),
         Fact("rooms", serving, rooms.SOURCE),
     ]
+    if unreadable := await desk.rows(sql.UNREADABLE):
+        facts.append(Fact("those that nobody can read", unreadable, sql.UNREADABLE))
     plan = []
     if seen.exhausted and seen.says("subscriptions") == "serving":
         plan.append(_requeue(desk, seen))

@@ -20,6 +20,13 @@ FROM webhook_dead_letter_queue
 GROUP BY reason, last_error
 ORDER BY n DESC;
 """
+UNREADABLE = """
+SELECT id, reason, last_error, event_id, created_at
+FROM webhook_dead_letter_queue
+WHERE reason NOT IN ('attempts_exhausted', 'refused')
+ORDER BY id
+LIMIT 20;
+"""
 NAMED = """
 SELECT id, reason, last_error, event_type, tenant_id, event_id, webhook_event_id, retry_count, created_at
 FROM webhook_dead_letter_queue

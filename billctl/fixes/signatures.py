@@ -139,6 +139,15 @@ def _of_payments(place: Mapping[str, Any]) -> tuple[bool, str, tuple[str, ...]]:
                 " if it goes on",
             ),
         )
+    if not place["addresses"]:
+        return (
+            False,
+            f"/payment/verify: made-up payments of {tenant}, from addresses that the product did not tell",
+            (
+                f"nothing was granted; find the addresses at the gateway, and tell the contact of {tenant}: are they"
+                " many, its API key is broken or stolen; remote_ip of VerifyPayment brings them here",
+            ),
+        )
     return (
         False,
         f"/payment/verify: {place['addresses']} addresses in the name of {tenant}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -38,6 +39,8 @@ async def test_dead_letters_are_requeued_and_what_nobody_can_read_is_left_to_a_p
     assert looked["verdict"] == "warning"
     assert [step["step"] for step in looked["plan"]] == ["requeue:attempts_exhausted"]
     assert any(step.startswith("1 body_not_json") for step in looked["next"])
+    [unreadable] = fixer.books.rows("SELECT id FROM webhook_dead_letter_queue WHERE reason = 'body_not_json'")
+    assert unreadable["id"] in json.dumps(looked)
     assert done["applied"][0]["result"] == f"{len(bodies)} requeued; nothing waits any more"
     assert fixer.books.rows(f"{LETTERS} WHERE reason = 'attempts_exhausted'") == [{"count": 0}]
     assert len(fixer.audited(f"B-{tenant}", "webhook.requeue")) == 1
@@ -144,7 +147,7 @@ async def test_silence_asks_the_provider_for_what_it_did(fixer: Fixer, tenant: s
 
 
 # (rows of refusals: how many, endpoint, tenants, addresses, agent), whether deliveries go on, verdict, what is said
-PATTERNS = {
+PATTERNS: dict[str, tuple[tuple[str, list[str | None], list[str | None], str], bool, str, str]] = {
     "strangers": (
         ("webhook", [None], ["198.51.100.7"], "curl/8"),
         True,
@@ -162,6 +165,12 @@ PATTERNS = {
         True,
         "warning",
         "2 addresses in the name of zenith",
+    ),
+    "untold": (
+        ("/payment/verify", ["zenith"], [None], "Mozilla/5.0"),
+        True,
+        "warning",
+        "addresses that the product did not tell",
     ),
     "our-key": (
         ("/payment/verify", ["one", "two", "three"], ["10.0.0.1"], "Mozilla/5.0"),
