@@ -25,7 +25,7 @@ from services.subscriptions.rules import fence, purchases, tasks
 from services.subscriptions.rules.catalog import Plan
 from services.subscriptions.rules.events import ProviderSubscription
 from services.subscriptions.rules.lifecycle import Subscription
-from services.subscriptions.rules.policy import AUTHORISE_WITHIN, Policy
+from services.subscriptions.rules.policy import Policy
 from services.subscriptions.rules.purchases import TOTAL_COUNT, Intent, first_knowledge
 from services.subscriptions.store import catalog as catalog_store
 from services.subscriptions.store import purchases as purchase_store
@@ -34,6 +34,8 @@ from services.subscriptions.store import tasks as task_store
 from shared.clock import Clock
 from shared.database import transaction
 
+# How long a customer may take to authorise; afterwards the provider lets the subscription expire.
+AUTHORISE_WITHIN = timedelta(days=7)
 # Measured: the provider's lists show a new object minutes later. Until then a lost answer is not asked for again.
 LIST_LAG = timedelta(minutes=3)
 ANOTHER_CALL = "another call with this key is asking the provider: repeat in a moment"

@@ -43,6 +43,8 @@ DEFAULT_MAX = 2_000
 RUN_SECONDS = 180.0
 ALERTS_MAX = 50
 REBUILT_AT_ONCE = 500
+# What the provider is asked only because time passed waits for what is owed.
+ASKED_AT_ONCE = 20
 RETRY = "RetryReconciliationTask"
 
 _log = logs.get_logger()
@@ -126,7 +128,7 @@ class Reconciler:
         limit, ends_at = max_tasks or DEFAULT_MAX, time.monotonic() + RUN_SECONDS
         if not dry_run:
             await settle_due(self._engine, now=self._clock(), policy=self._policy, limit=limit)
-            await ask_of_expired(self._engine, now=self._clock(), policy=self._policy, limit=limit)
+            await ask_of_expired(self._engine, now=self._clock(), policy=self._policy, limit=ASKED_AT_ONCE)
             await lapse_overrides(self._engine, now=self._clock(), limit=limit)
             await follow_catalog(self._engine, now=self._clock(), limit=REBUILT_AT_ONCE)
         while not dry_run and (left := limit - sum(counts.values())) > 0 and time.monotonic() < ends_at:

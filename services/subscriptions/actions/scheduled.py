@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from services.subscriptions.actions import standing
 from services.subscriptions.errors import UnknownPlan
 from services.subscriptions.rules import scheduled, tasks
-from services.subscriptions.rules.policy import AUTHORISE_WITHIN, Policy
+from services.subscriptions.rules.policy import Policy
 from services.subscriptions.store import catalog as catalog_store
 from services.subscriptions.store import subscriptions as store
 from services.subscriptions.store import tasks as task_store
@@ -46,18 +46,14 @@ async def _settle(engine: AsyncEngine, tenant_id: str, now: datetime, policy: Po
 
 
 async def ask_of_expired(engine: AsyncEngine, *, now: datetime, policy: Policy, limit: int) -> None:
-    """Owe the provider's word, hourly, on what nobody paid in time: it tells of no expiry, and a pending one bars others."""
-    latest = now - AFTER_EXPIRY
+    """Owe the provider's word, hourly, on changes that nobody paid in time: it tells of no expiry, and they bar others."""
+    cause = f"expiry-{now:%Y%m%dT%H}"
     async with transaction(engine) as db:
         expired = await store.list_expired(
-            db,
-            quoted_before=latest - policy.change_valid,
-            begun_before=latest - AUTHORISE_WITHIN,
-            limit=limit,
+            db, quoted_before=now - policy.change_valid - AFTER_EXPIRY, cause=cause, limit=limit
         )
         for known in expired:
-            task = tasks.fetch_and_apply(known, f"expiry-{now:%Y%m%dT%H}")
-            await task_store.insert_task(db, task, now)
+            await task_store.insert_task(db, tasks.fetch_and_apply(known, cause), now)
 
 
 async def follow_catalog(engine: AsyncEngine, *, now: datetime, limit: int) -> None:

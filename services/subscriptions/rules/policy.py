@@ -4,9 +4,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal
 
-# How long a customer may take to authorise what was not quoted; then the provider lets the subscription expire.
-AUTHORISE_WITHIN = timedelta(days=7)
-
 
 @dataclass(frozen=True)
 class Supplier:

@@ -106,21 +106,28 @@ async def list_due(db: AsyncConnection, now: datetime, *, lead: timedelta, limit
 
 
 async def list_expired(
-    db: AsyncConnection, *, quoted_before: datetime, begun_before: datetime, limit: int
+    db: AsyncConnection, *, quoted_before: datetime, cause: str, limit: int
 ) -> list[KnownSubscription]:
-    """Pending purchases that nobody authorised in the time for it, as far as we know; the newest first."""
+    """Pending changes that nobody authorised in their time, as far as we know, and that were not asked after for a cause."""
     rows, known, intents = tables.subscriptions, tables.provider_subscriptions, tables.checkout_intents
-    began = known.c.purchased_at
+    queue = tables.billing_reconciliation_queue
+    asked = exists().where(
+        queue.c.tenant_id == known.c.tenant_id,
+        queue.c.idempotency_key == func.concat("fetch:", known.c.id, f":{cause}"),
+    )
     found = await db.execute(
         select(*_KNOWN)
         .join(rows, rows.c.pending_razorpay_subscription_id == known.c.id)
         .join(intents, intents.c.id == known.c.intent_id)
         .where(
+            rows.c.pending_razorpay_subscription_id.is_not(None),
             rows.c.pending_kind == "upgrade",
             known.c.status == "created",
-            began < case((intents.c.quoted_at.is_(None), begun_before), else_=quoted_before),
+            intents.c.quoted_at.is_not(None),
+            known.c.purchased_at < quoted_before,
+            ~asked,
         )
-        .order_by(began.desc(), known.c.id)
+        .order_by(known.c.purchased_at.desc(), known.c.id)
         .limit(limit)
     )
     return [KnownSubscription(**row._mapping) for row in found]
