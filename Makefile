@@ -61,8 +61,9 @@ backup: .venv/.ok ## back up the database while it works, or TO=/var/backups/bil
 restore-drill: .venv/.ok ## lose a suite under load for SECONDS=60 and give it back elsewhere from a backup; prints RPO and RTO
 	@SOAK_SECONDS=$(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),60) $(BIN)/python -m pytest -q -s -n 0 -m soak tests/journeys/test_restore.py
 
-rollback-check: .venv/.ok ## run the previous release's tests on this schema; PREVIOUS=<commit>, TESTS=tests/ledger
+rollback-check: .venv/.ok ## run the previous release's tests on this schema, then its rooms beside these; PREVIOUS=<commit>, TESTS=tests/ledger
 	@PREVIOUS=$(PREVIOUS) $(BIN)/python -m tests.rollback $(TESTS)
+	@PREVIOUS=$(PREVIOUS) $(BIN)/python -m pytest -q -n 0 -m soak tests/rollback
 
 planted: .venv/.ok ## plant the usual bugs in copies of this checkout, or BUGS=no_unique_key: the tests have to catch each
 	@$(BIN)/python -m tests.planted $(BUGS)

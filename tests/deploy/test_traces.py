@@ -1,7 +1,5 @@
 """Traces of a whole suite: real rooms, a real payment, a collector that takes what they send."""
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +9,20 @@ import pytest
 from billing.scheduler.v1 import scheduler_pb2 as pb
 from billing.scheduler.v1 import scheduler_pb2_grpc as pb_grpc
 
+from tests.journeys.test_hostile_deliveries import paid, post
+from tests.journeys.test_kill import clients_of
 from tests.shared.collector import Collector, Span, collecting
-from tests.suite.running import HOUSE, RunningSuite
+from tests.suite.running import RunningSuite
 
 APPLY = "billing.subscriptions.v1.PaymentEventsService/ApplyPaymentEvent"
 
 
+TENANT = "traced_tenant"
+
+
 @pytest.fixture(scope="module")
-def traced() -> Iterator[tuple[RunningSuite, Collector]]:
-    """A suite that traces, after the demo was told to its end and a job was tried."""
+def tracing() -> Iterator[tuple[RunningSuite, Collector]]:
+    """A suite that traces, and who is told."""
     with tempfile.TemporaryDirectory(prefix="billing-traced-") as folder, collecting() as collector:
         Path(folder).chmod(0o711)
         suite = RunningSuite(
@@ -27,16 +30,19 @@ def traced() -> Iterator[tuple[RunningSuite, Collector]]:
         )
         try:
             suite.start()
-            subprocess.run(
-                [sys.executable, "-m", "suite", "demo"],
-                cwd=HOUSE,
-                env=suite.environment,
-                check=True,
-                capture_output=True,
-            )
             yield suite, collector
         finally:
             suite.stop()
+
+
+@pytest.fixture(scope="module")
+async def traced(tracing: tuple[RunningSuite, Collector]) -> tuple[RunningSuite, Collector]:
+    """The same, after a customer paid and the provider told of it."""
+    suite = tracing[0]
+    async with clients_of(suite) as clients:
+        for body in await paid(clients, TENANT):
+            await post(suite, clients.ingress, body)
+    return tracing
 
 
 def below(spans: list[Span], span: Span) -> list[Span]:
@@ -97,7 +103,7 @@ def test_nothing_that_anybody_said_is_in_a_span(traced: tuple[RunningSuite, Coll
     sent = b"".join(collector.bodies)
 
     assert len(collector.spans) > 20
-    assert b"demo_" not in sent, "a tenant is named"
+    assert TENANT.encode() not in sent, "a tenant is named"
     for secret in suite.runtime["secrets"].values():
         assert secret.encode() not in sent
     names = {name for span in collector.spans for name in span.attributes}

@@ -103,6 +103,7 @@ async def two_doors(suite: RunningSuite) -> AsyncIterator[Doors]:
     told = environment_of(suite, "webhooks")
     told["WEBHOOKS_LISTEN"] = f"127.0.0.1:{free_port()}"
     told["WEBHOOKS_HTTP_LISTEN"] = f"127.0.0.1:{free_port()}"
+    told["WEBHOOKS_METRICS_LISTEN"] = ""
     second = Process(told, f"http://{told['WEBHOOKS_HTTP_LISTEN']}")
     try:
         await second.start()

@@ -47,7 +47,10 @@ ROOMS = ("ledger", "subscriptions", "webhooks", "scheduler")
 READY_SECONDS_MAX = 30
 
 _missing = previous.why_not(previous.release())
-pytestmark = pytest.mark.skipif(_missing is not None, reason=str(_missing))
+pytestmark = [
+    pytest.mark.skipif(_missing is not None, reason=str(_missing)),
+    pytest.mark.soak,  # by `make rollback-check`: it starts eight rooms and two suites
+]
 
 
 @pytest.fixture(scope="module")
