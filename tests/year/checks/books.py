@@ -142,7 +142,7 @@ def _health(evidence: Evidence) -> Iterator[str]:
     critical = [
         row["id"]
         for row in evidence.tables["findings"]
-        if (row["room"], row["severity"]) == ("subscriptions", "critical")
+        if (row["room"], row.get("severity")) == ("subscriptions", "critical")
     ]
     if int(said.get("openCriticalFindings") or 0) != len(critical):
         yield f"CheckHealth counts {said.get('openCriticalFindings')} critical findings, open are {critical}"
