@@ -148,8 +148,8 @@ async def test_a_dry_run_reports_and_changes_nothing(ledger: RunningLedger, hand
     answer = await audit(ledger, dry_run=True)
 
     assert answer.opened >= 1
-    [alert] = [each for each in answer.alerts if each.key == "ledger.integrity.lot_mismatch"]
-    assert int(alert.evidence["open"]) >= 1
+    [alert] = [each for each in answer.alerts if each.key == f"ledger.integrity.lot_mismatch:{tenant}"]
+    assert (alert.tenant_id, alert.evidence["finding"]) == (tenant, "")
     assert hand.findings(tenant) == {}
     assert hand.state(tenant) == "active"
     assert hand.look("SELECT * FROM audit_state WHERE tenant_id = %s", tenant) == []
@@ -297,29 +297,36 @@ async def test_a_forged_history_is_found_by_the_next_line_too(
     assert set(hand.findings(tenant)) == {"chain_mismatch"}
 
 
-async def test_an_alert_for_each_critical_check_until_it_is_resolved(
-    ledger: RunningLedger, hand: Hand, tenant: str
+async def test_each_critical_finding_is_an_alert_until_it_is_resolved(
+    ledger: RunningLedger, hand: Hand, tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def told(answer: maintenance_pb.AuditIntegrityResponse) -> tuple[int, str]:
-        for alert in answer.alerts:
-            if alert.key == "ledger.integrity.balance_mismatch":
-                assert alert.severity == alert_pb2.ALERT_SEVERITY_CRITICAL
-                return int(alert.evidence["open"]), alert.evidence["tenants"]
-        return 0, ""
+    def told(answer: maintenance_pb.AuditIntegrityResponse) -> dict[str, str]:
+        """Of our tenants; other tests leave findings too."""
+        alerts = {alert.key: alert.tenant_id for alert in answer.alerts}
+        return {key: of for key, of in alerts.items() if of in tenants}
 
-    before, _ = told(await audit(ledger))
-    tenants = [f"{tenant}_{number}" for number in range(7)]
+    monkeypatch.setattr(actions_audit, "CRITICAL_SHOWN", 100_000)
+    tenants = [f"{tenant}_{number}" for number in range(3)]
     for each in tenants:
         await ledger.funding.GrantCredits(a_grant(each, 10))
-    hand.run("UPDATE tenant_credits SET balance = 11 WHERE tenant_id = ANY(%s)", tenants)
+    edit = "UPDATE tenant_credits SET balance = %s WHERE tenant_id = ANY(%s)"
+    hand.run(edit, 11, tenants[:1])
+    one = told(await audit(ledger))
+    hand.run(edit, 11, tenants[1:])
 
     answer = await audit(ledger)
 
-    now_open, shown = told(answer)
-    assert (now_open, answer.opened) == (before + 7, 7)
-    assert len(shown.split(", ")) == 5
-    assert set(shown.split(", ")) <= set(tenants), "the newest are shown"
-    hand.run("UPDATE tenant_credits SET balance = 10 WHERE tenant_id = ANY(%s)", tenants)
+    assert list(one.values()) == tenants[:1]
+    assert one.items() < told(answer).items(), "what was told keeps its key, and others have theirs"
+    assert set(told(answer).values()) == set(tenants)
+    critical = [each for each in answer.alerts if each.severity == alert_pb2.ALERT_SEVERITY_CRITICAL]
+    monkeypatch.setattr(actions_audit, "CRITICAL_SHOWN", 2)
+    few = {alert.key: alert for alert in (await audit(ledger)).alerts}
+    assert few["ledger.integrity.more"].evidence["more"] == str(len(critical) - 2)
+    assert {critical[0].key, critical[1].key} < few.keys(), "the oldest stay named"
+
+    monkeypatch.setattr(actions_audit, "CRITICAL_SHOWN", 100_000)
+    hand.run(edit, 10, tenants)
     for each in tenants:
         await ledger.admin.ResolveFinding(
             admin_pb.ResolveFindingRequest(
@@ -329,4 +336,4 @@ async def test_an_alert_for_each_critical_check_until_it_is_resolved(
                 description="mended",
             )
         )
-    assert told(await audit(ledger))[0] == before
+    assert told(await audit(ledger)) == {}

@@ -39,6 +39,8 @@ SUMS_DOUBTED = timedelta(days=7)
 OVERLAP = timedelta(minutes=10)
 
 START = Point(seq=0, head=verify.GENESIS, posted=0, held=0, at=datetime.fromtimestamp(0, UTC))
+# Each is an alert of its own, so that a second tenant's is heard while the first one's stands.
+CRITICAL_SHOWN = 50
 _FAR = datetime(9000, 1, 1, tzinfo=UTC)
 
 _log = logs.get_logger()
@@ -55,7 +57,8 @@ class Audited:
     closed: int = 0  # in the auditor's name, since their checks hold again
     open: int = 0
     finished: bool = False
-    critical: list[OpenCritical] = field(default_factory=list)
+    critical: list[OpenCritical] = field(default_factory=list)  # the oldest first
+    critical_more: int = 0  # beyond those
 
 
 @dataclass(slots=True)
@@ -351,14 +354,13 @@ async def _conclude(run: _Run) -> None:
     """What is open now, whoever found it."""
     async with run.ledger.engine.connect() as db:
         run.audited.open = await findings.count_open(db)
-        critical = {each.check_type: each for each in await findings.list_critical(db)}
+        critical, count = await findings.list_critical(db, limit=CRITICAL_SHOWN)
         if run.dry_run:
             for each in run.found.values():
                 if each.severity == "critical" and each.check_type not in await findings.list_known(
                     db, each.tenant_id
                 ):
-                    told = critical.get(each.check_type, OpenCritical(each.check_type, 0, ()))
-                    critical[each.check_type] = OpenCritical(
-                        each.check_type, told.count + 1, (*told.tenants, each.tenant_id)[:5]
-                    )
-    run.audited.critical = [critical[name] for name in sorted(critical)]
+                    critical.insert(0, OpenCritical("", each.tenant_id, each.check_type, each.observed))
+                    count += 1
+    run.audited.critical = critical[:CRITICAL_SHOWN]
+    run.audited.critical_more = count - len(run.audited.critical)

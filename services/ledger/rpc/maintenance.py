@@ -87,13 +87,23 @@ def _overdue(overdue: Sequence[Found]) -> list[alert_pb2.Alert]:
 def _alerts(audited: Audited) -> list[alert_pb2.Alert]:
     alerts = [
         alert_pb2.Alert(
-            key=f"ledger.integrity.{each.check_type}",
+            key=f"ledger.integrity.{each.check_type}:{each.id or each.tenant_id}",
             severity=alert_pb2.ALERT_SEVERITY_CRITICAL,
-            title=f"{each.check_type}: {each.count} open in the ledger's audit",
-            evidence={"open": str(each.count), "tenants": ", ".join(each.tenants)},
+            title=f"The ledger's audit found {each.check_type}",
+            tenant_id=each.tenant_id,
+            evidence={"finding": each.id} | {name: str(value) for name, value in each.observed.items()},
         )
         for each in audited.critical
     ]
+    if audited.critical_more:
+        alerts.append(
+            alert_pb2.Alert(
+                key="ledger.integrity.more",
+                severity=alert_pb2.ALERT_SEVERITY_CRITICAL,
+                title=f"{audited.critical_more} more critical findings are open in the ledger",
+                evidence={"more": str(audited.critical_more)},
+            )
+        )
     if not audited.finished:
         alerts.append(
             alert_pb2.Alert(

@@ -70,11 +70,12 @@ class FindingRow:
 
 @dataclass(frozen=True, slots=True)
 class OpenCritical:
-    """How many tenants a check concerns, and some of them."""
+    """A critical finding that nobody has closed."""
 
+    id: str  # empty: a dry run found it, and opened nothing
+    tenant_id: str
     check_type: str
-    count: int
-    tenants: tuple[str, ...]
+    observed: dict[str, Any]
 
 
 def one_each(found: Iterable[Found]) -> list[Found]:

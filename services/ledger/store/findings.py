@@ -49,10 +49,14 @@ GROUP BY check_type, tenant_id"""
 OPEN_COUNT = "SELECT count(*) FROM billing_integrity_reports WHERE room = :room AND resolved_at IS NULL"
 
 OPEN_CRITICAL = """
-SELECT check_type, count(*), (array_agg(tenant_id ORDER BY created_at DESC))[1:5]
+SELECT id, coalesce(tenant_id, ''), check_type, observed
 FROM billing_integrity_reports
 WHERE room = :room AND resolved_at IS NULL AND severity = 'critical'
-GROUP BY check_type ORDER BY check_type"""
+ORDER BY created_at, id LIMIT :limit"""
+
+CRITICAL_COUNT = """
+SELECT count(*) FROM billing_integrity_reports
+WHERE room = :room AND resolved_at IS NULL AND severity = 'critical'"""
 
 
 async def open_all(
@@ -158,10 +162,11 @@ async def count_open(db: AsyncConnection) -> int:
     return int((await db.execute(text(OPEN_COUNT), {"room": ROOM})).scalar_one())
 
 
-async def list_critical(db: AsyncConnection) -> list[OpenCritical]:
-    """What is open and critical, by check."""
-    result = await db.execute(text(OPEN_CRITICAL), {"room": ROOM})
-    return [OpenCritical(row[0], row[1], tuple(each for each in row[2] if each)) for row in result]
+async def list_critical(db: AsyncConnection, *, limit: int) -> tuple[list[OpenCritical], int]:
+    """(what is open and critical, the oldest first, how many there are in all)."""
+    rows = await db.execute(text(OPEN_CRITICAL), {"room": ROOM, "limit": limit})
+    count = (await db.execute(text(CRITICAL_COUNT), {"room": ROOM})).scalar_one()
+    return [OpenCritical(*row) for row in rows], int(count)
 
 
 async def _open_of(db: AsyncConnection, tenant_id: str) -> list[FindingRow]:
