@@ -215,7 +215,12 @@ async def clients_of(suite: RunningSuite) -> AsyncIterator[Clients]:
         open_channel(addresses["ledger"], room) as funding,
         open_channel(addresses["subscriptions"], product) as subscriptions,
         httpx.AsyncClient(base_url=suite.runtime["webhooks_http_url"], timeout=5) as ingress,
-        httpx.AsyncClient(base_url=suite.runtime["sandbox_url"], timeout=5) as sandbox,
+        # A kept connection may be closed by the other end just when it is used again, and nobody knows then what was done.
+        httpx.AsyncClient(
+            base_url=suite.runtime["sandbox_url"],
+            timeout=10,
+            limits=httpx.Limits(max_keepalive_connections=0),
+        ) as sandbox,
     ):
         yield Clients(
             ledger_pb2_grpc.LedgerServiceStub(ledger),
