@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ KEPT = (
     # A job's dry run is a run, and noted as one that did nothing.
     "billing_audit_log WHERE NOT COALESCE((metadata -> 'after' ->> 'dry_run')::boolean, false)",
 )
+# The provider tells of a refund or an end a moment after it.
+QUIET_SECONDS, SETTLED_SECONDS = 0.5, 15.0
 ORDER = ("--apply", "--actor", ACTOR, "--reason", "a test of the runbook")
 
 
@@ -76,11 +79,21 @@ class Fixer:
     def applied_twice(self, *words: str, ticket: str) -> dict[str, Any]:
         """Carried out, and once more under the same ticket, which changes nothing and finds everything well."""
         first = self.applied(*words, ticket=ticket)
-        before = self.standing()
+        before = self.settled()
         again = self.applied(*words, ticket=ticket)
         assert self.standing() == before
         assert (again["verdict"], again["plan"]) == ("ok", [])
         return first
+
+    def settled(self) -> list[dict[str, Any]]:
+        """The same once what the provider told of the change was heard."""
+        ends_at = time.monotonic() + SETTLED_SECONDS
+        while True:
+            before = self.standing()
+            time.sleep(QUIET_SECONDS)
+            waiting = self.books.rows("SELECT 1 FROM webhook_events WHERE NOT processed LIMIT 1")
+            if (not waiting and self.standing() == before) or time.monotonic() > ends_at:
+                return before
 
     def standing(self) -> list[dict[str, Any]]:
         """How many rows there are, and the last transaction that wrote one."""
