@@ -19,8 +19,8 @@ def typed(suite: RunningSuite, script: str) -> subprocess.CompletedProcess[str]:
     places = _moved(suite)
     script = re.sub(r"127\.0\.0\.1:\$1", "$1", script)
     script = re.sub(
-        r"\b(?:127\.0\.0\.1:)?(\d{4,5})(?=/)",
-        lambda found: places.get(f"127.0.0.1:{found[1]}", found[0]),
+        r"\b127\.0\.0\.1:(\d{4,5})\b|\b(\d{4,5})(?=/)",
+        lambda found: places.get(f"127.0.0.1:{found[1] or found[2]}", found[0]),
         script,
     )
     environment = {

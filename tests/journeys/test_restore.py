@@ -135,6 +135,10 @@ async def live_through(drill: Drill, *, seconds: float) -> None:
     report(made, told, said, serving_seconds, level_seconds, syncs)
 
 
+# The month of the free plan, where an hour turned meanwhile and `grant_due_credits` ran.
+BESIDES = (0, 100)
+
+
 async def funded(clients: Clients, told: Told) -> bool:
     """All that was paid is credited; so it is not for want of time that something is missing later."""
     wanted = dict.fromkeys((*told.packs, "late_buyer"), losing.PACK_CREDITS)
@@ -198,7 +202,7 @@ async def check_level(drill: Drill, told: Told) -> None:
             await post(suite, clients.ingress, body)
         await eventually(lambda: nothing_is_owed(suite), seconds=60)
         for tenant in ordered & {"late_buyer", *told.packs}:
-            assert await balance(clients, tenant) == losing.PACK_CREDITS, tenant
+            assert await balance(clients, tenant) - losing.PACK_CREDITS in BESIDES, tenant
         for tenant in begun & {"late_subscriber", *told.subscribed}:
             assert await balance(clients, tenant) == losing.PRO_CREDITS, tenant
     said = await asyncio.to_thread(drill.typed, "Until it is level with the provider", suite)
